@@ -12,6 +12,7 @@ files and connections are never opened, whatever a playlist inside the file says
 DecodeError     a file that gives nothing, with a reason from `Reason`
 """
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -96,6 +97,8 @@ class DecodedClip:
     frame_ok: list[bool]
     """[T] False where the last good frame stands in for one that could not be decoded."""
     facts: VideoFacts
+    content_digest: str
+    """Of the file's size, first and last bytes: equal for copies under other names."""
     message: str | None
     """The decoder's complaints, where it had any."""
 
@@ -103,16 +106,17 @@ class DecodedClip:
 def decode_clip(path: str, request: ClipRequest) -> DecodedClip:
     """Decodes one clip of the file at `path` (a local path or a URI). Raises DecodeError."""
     with open_regular(path) as file:
+        digest = content_digest(file)
         reader = FrameReader(file, path, request)
         try:
-            return _decode(reader, request)
+            return _decode(reader, request, digest)
         except MemoryError as error:
             raise DecodeError("out_of_memory", str(error) or "out of memory") from None
         finally:
             reader.container.close()
 
 
-def _decode(reader: "FrameReader", request: ClipRequest) -> DecodedClip:
+def _decode(reader: "FrameReader", request: ClipRequest, digest: str) -> DecodedClip:
     gap_s = None if request.view == "rgb" else request.motion_gap_s
     packets = reader.scan_packets()
     pts = np.unique([p.pts for p in packets if p.pts is not None]).astype(np.int64)
@@ -145,6 +149,7 @@ def _decode(reader: "FrameReader", request: ClipRequest) -> DecodedClip:
         frame_pts_s=times_s[plan.frames].tolist(),
         frame_ok=frame_ok.tolist(),
         facts=reader.facts(times_s),
+        content_digest=digest,
         message=reader.message,
     )
 
@@ -200,6 +205,19 @@ def open_regular(path: str) -> BinaryIO:
             raise DecodeError("not_video", "the file is empty")
         raise DecodeError("unreadable", "not a regular file")
     return os.fdopen(descriptor, "rb")
+
+
+DIGEST_BYTES = 1 << 16
+
+
+def content_digest(file: BinaryIO) -> str:
+    """16 hex digits from the size and both ends of a file; costs two small reads, however large it is."""
+    size = file.seek(0, os.SEEK_END)
+    digest = hashlib.sha256(size.to_bytes(8, "little"))
+    for start in (0, max(0, size - DIGEST_BYTES)):
+        file.seek(start)
+        digest.update(file.read(DIGEST_BYTES))
+    return digest.hexdigest()[:16]
 
 
 class _NamedFile:

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import IO, Any, Self
@@ -48,6 +49,7 @@ class Sandbox:
         self._shared = map_pictures(self._pixels.fileno(), request)
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - see close
         self._child: subprocess.Popen[bytes] | None = None
+        self._cpu_s = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -74,6 +76,10 @@ class Sandbox:
         except _ChildLost as lost:
             raise DecodeError(lost.reason, lost.message) from None
 
+    def cpu_s(self) -> float:
+        """CPU seconds that this sandbox's children have used so far."""
+        return self._cpu_s
+
     def _ask(self, path: str) -> DecodedClip:
         child = self._child or self._start()
         assert child.stdin and child.stdout
@@ -90,6 +96,7 @@ class Sandbox:
         if not answer.endswith(b"\n"):
             raise self._lost("crash")
         reply = json.loads(answer)
+        self._cpu_s += reply.pop("cpu_s")
         if "reason" in reply:
             if reply["reason"] == "out_of_memory":
                 self._kill()  # what it allocated so far may stay with it
@@ -180,7 +187,9 @@ def _child_main(settings: dict[str, Any]) -> None:
     shared = map_pictures(settings["pixels"], request)
     for line in sys.stdin.buffer:
         path = os.fsdecode(bytes.fromhex(json.loads(line)["path"]))
-        answers.write(json.dumps(_answer(path, request, shared)).encode() + b"\n")
+        before_s = time.process_time()
+        answer = _answer(path, request, shared) | {"cpu_s": time.process_time() - before_s}
+        answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
 
 
@@ -198,6 +207,7 @@ def _answer(path: str, request: ClipRequest, shared: Pictures) -> dict[str, Any]
         "frame_pts_s": clip.frame_pts_s,
         "frame_ok": clip.frame_ok,
         "facts": asdict(clip.facts),
+        "content_digest": clip.content_digest,
         "message": clip.message,
     }
 

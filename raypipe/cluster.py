@@ -1,0 +1,67 @@
+"""The Ray cluster a command runs on: the one at RAY_ADDRESS, else a private one on this machine."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from raypipe.errors import RunFailed
+
+LOG = logging.getLogger("raypipe")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a cluster offers."""
+
+    cpus: int
+    gpus: int
+    most_gpus_on_a_node: int
+    dashboard: str
+    """Address of the dashboard in a browser; empty where there is none."""
+
+
+@contextmanager
+def connect() -> Iterator[Cluster]:
+    """Joins or starts the cluster, says where its dashboard is, and leaves it (or ends it) afterwards."""
+    # Set before Ray is imported. Usage reports would be sent out; the other hides GPUs from workers that
+    # claim none, where TensorFlow would otherwise take their memory.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    import ray
+
+    started = not ray.is_initialized()  # tests and notebooks may have their own
+    if started:
+        try:
+            ray.init(
+                address=os.environ.get("RAY_ADDRESS") or "local",
+                include_dashboard=None if os.environ.get("RAY_ADDRESS") else True,
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+            )
+        except (ConnectionError, RuntimeError) as error:
+            where = os.environ.get("RAY_ADDRESS", "local")
+            raise RunFailed(f"RAY_ADDRESS {where}: no Ray cluster: {' '.join(str(error).split())}") from None
+    try:
+        cluster = _describe()
+        where = f"http://{cluster.dashboard}" if cluster.dashboard else "none"
+        LOG.info("Ray dashboard: %s · its token: ray get-auth-token", where)
+        yield cluster
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _describe() -> Cluster:
+    import ray
+
+    total = ray.cluster_resources()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    dashboard = getattr(ray._private.worker.global_worker.node, "webui_url", None) or ""
+    return Cluster(
+        cpus=int(total.get("CPU", 0)),
+        gpus=int(total.get("GPU", 0)),
+        most_gpus_on_a_node=max((int(node["Resources"].get("GPU", 0)) for node in alive), default=0),
+        dashboard=dashboard.removeprefix("http://"),
+    )

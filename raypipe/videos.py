@@ -1,0 +1,240 @@
+"""Which videos there are: a folder, a manifest, a glob or a URI -> a list of `Video`, each listed once.
+
+Nothing is opened here but the manifest; a file that is not there is still listed, and becomes a row
+with the outcome `failed`.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from raypipe.errors import UserError
+
+_SUFFIXES = """
+264 265 3g2 3gp apng asf av1 avi divx dv f4v flv gif h264 h265 hevc ivf m2ts m2v m4v mjpeg mjpg mkv mov mp4
+mpeg mpg mts mxf nut obu ogm ogv qt rm rmvb ts vob webm wmv y4m
+"""
+VIDEO_SUFFIXES = frozenset(_SUFFIXES.split())
+"""File names that count as videos in a folder or a glob. A manifest may name any file."""
+
+MANIFEST_SUFFIXES = frozenset({".csv", ".parquet", ".jsonl"})
+MANIFEST_COLUMNS = ("path", "label", "group", "split", "video_id")
+
+
+@dataclass(frozen=True)
+class Video:
+    """One listed video. `size_bytes` and `modified_s` are None where there is no such file."""
+
+    video_id: str
+    """The manifest's id, else the path relative to what was listed: stable when a folder moves."""
+    path: str
+    """Absolute local path, or a URI."""
+    label: str | None = None
+    group: str | None = None
+    split: str | None = None
+    size_bytes: int | None = None
+    modified_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The videos of one input, and how many other files lay beside them."""
+
+    videos: list[Video]
+    ignored: int = 0
+
+
+def list_videos(source: str) -> Listing:
+    """Every video of `source`, sorted by id. Raises UserError for an input that cannot be listed."""
+    if Path(source).suffix.lower() in MANIFEST_SUFFIXES:
+        listing = Listing(_read_manifest(source))
+    elif "://" in source:
+        listing = _list_uri(source)
+    elif os.path.isdir(source):
+        listing = _list_folder(Path(source))
+    elif _is_glob(source):
+        listing = _list_glob(source)
+    else:
+        what = "is a file, not a folder or manifest" if os.path.exists(source) else "does not exist"
+        raise UserError(f"--input {source}: {what}; give a folder, a .csv/.parquet/.jsonl, a glob or a URI")
+    if not listing.videos:
+        raise UserError(f"--input {source}: no videos found{_hint(listing.ignored)}")
+    _refuse_duplicates(source, listing.videos)
+    return Listing(sorted(listing.videos, key=lambda video: video.video_id), listing.ignored)
+
+
+def _hint(ignored: int) -> str:
+    return f"; the {ignored} files there have no video's suffix, name them in a manifest" if ignored else ""
+
+
+def _refuse_duplicates(source: str, videos: Iterable[Video]) -> None:
+    for field in ("video_id", "path"):
+        counts = Counter(getattr(video, field) for video in videos)
+        value, times = counts.most_common(1)[0]
+        if times > 1:
+            name = "video_id" if field == "video_id" else "video"
+            raise UserError(f"--input {source}: the {name} {value} is listed {times} times; list it once")
+
+
+def _is_glob(source: str) -> bool:
+    return any(character in source for character in "*?[")
+
+
+def _is_video_name(path: str) -> bool:
+    return os.path.splitext(path)[1].lstrip(".").lower() in VIDEO_SUFFIXES
+
+
+def _with_status(video: Video) -> Video:
+    try:
+        status = os.stat(video.path)
+    except OSError:
+        return video
+    return replace(video, size_bytes=status.st_size, modified_s=status.st_mtime)
+
+
+# --- folders and globs ------------------------------------------------------------------------------
+
+
+def _list_folder(root: Path) -> Listing:
+    """Every video below `root`; the first folder on the way to a file is its label."""
+    videos, ignored = [], 0
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = os.path.join(folder, name)
+            if name.startswith(".") or not _is_video_name(name):
+                ignored += 1
+                continue
+            relative = os.path.relpath(path, root)
+            videos.append(_local_video(relative, path))
+    return Listing(videos, ignored)
+
+
+def _list_glob(pattern: str) -> Listing:
+    import glob
+
+    paths = [p for p in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(p)]
+    chosen = [p for p in paths if _is_video_name(p)]
+    # Ids are relative to the part of the pattern that is no pattern.
+    parts = Path(pattern).parts
+    plain = next((i for i, part in enumerate(parts) if _is_glob(part)), len(parts))
+    root = Path(*parts[:plain]) if plain else Path()
+    videos = []
+    for path in chosen:
+        relative = os.path.relpath(path, root)
+        videos.append(_local_video(relative, path))
+    return Listing(videos, len(paths) - len(chosen))
+
+
+def _local_video(relative: str, path: str) -> Video:
+    return _with_status(Video(_as_text(relative), os.path.abspath(path), label=_label_of(relative)))
+
+
+def _label_of(relative: str) -> str | None:
+    parts = Path(relative).parts
+    return _as_text(parts[0]) if len(parts) > 1 else None
+
+
+def _as_text(name: str) -> str:
+    """A file name as valid text: bytes that are not UTF-8 are written as \\xNN."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _list_uri(source: str) -> Listing:
+    from pyarrow import fs
+
+    try:
+        system, root = fs.FileSystem.from_uri(source)
+        entries = system.get_file_info(fs.FileSelector(root, recursive=True))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--input {source}: cannot be listed: {error}") from None
+    scheme = source.split("://", 1)[0]
+    files = [entry for entry in entries if entry.is_file]
+    videos = [
+        Video(
+            video_id=(relative := entry.path[len(root) :].lstrip("/")),
+            path=f"{scheme}://{entry.path}",
+            label=_label_of(relative),
+            size_bytes=entry.size,
+            modified_s=entry.mtime_ns / 1e9 if entry.mtime_ns else None,
+        )
+        for entry in files
+        if _is_video_name(entry.path)
+    ]
+    return Listing(videos, len(files) - len(videos))
+
+
+# --- manifests ----------------------------------------------------------------------------------
+
+
+def _read_manifest(source: str) -> list[Video]:
+    rows = _manifest_rows(source)
+    base, remote = os.path.dirname(source), "://" in source
+    videos = []
+    for number, row in enumerate(rows, start=1):
+        name = row.get("path")
+        if not name:
+            raise UserError(f"--input {source}: row {number} has no path")
+        video_id = row.get("video_id") or name
+        label, group, split = (row.get(column) or None for column in ("label", "group", "split"))
+        if "://" in name or (remote and not name.startswith("/")):
+            path = name if "://" in name else f"{base}/{name}"
+            videos.append(Video(video_id, path, label, group, split))
+        else:
+            path = os.path.abspath(os.path.join(base, name))
+            videos.append(_with_status(Video(video_id, path, label, group, split)))
+    local = [video for video in videos if "://" not in video.path]
+    if local and len(local) == len(videos) and all(video.size_bytes is None for video in videos):
+        raise UserError(
+            f"--input {source}: none of its {len(videos)} videos exists, for example {videos[0].path}; "
+            "paths are relative to the manifest's folder"
+        )
+    return videos
+
+
+def _manifest_rows(source: str) -> list[dict[str, str]]:
+    from pyarrow import ArrowException, csv, fs, parquet
+    from pyarrow import json as arrow_json
+
+    try:
+        if "://" in source:
+            system, inner = fs.FileSystem.from_uri(source)
+        else:
+            system, inner = fs.LocalFileSystem(), source
+        readers: dict[str, Callable[[Any], Any]] = {
+            # Every column as text: a label 01 must not become the number 1.
+            ".csv": lambda file: csv.read_csv(file, convert_options=_all_text(_csv_columns(system, inner))),
+            ".parquet": parquet.read_table,
+            ".jsonl": arrow_json.read_json,
+        }
+        with system.open_input_file(inner) as file:
+            table = readers[Path(source).suffix.lower()](file)
+    except FileNotFoundError:
+        raise UserError(f"--input {source}: no such file") from None
+    except (ArrowException, OSError, ValueError) as error:
+        raise UserError(f"--input {source}: cannot be read: {' '.join(str(error).split())}") from None
+    if "path" not in table.column_names:
+        found = ", ".join(table.column_names)
+        raise UserError(f"--input {source}: has no column path; its columns are: {found}")
+    columns = [column for column in MANIFEST_COLUMNS if column in table.column_names]
+    return [
+        {k: str(v).strip() for k, v in row.items() if v is not None}
+        for row in table.select(columns).to_pylist()
+    ]
+
+
+def _csv_columns(system: Any, inner: str) -> list[str]:
+    from pyarrow import csv
+
+    with system.open_input_file(inner) as file:
+        return list(csv.open_csv(file).schema.names)
+
+
+def _all_text(columns: list[str]) -> Any:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    return csv.ConvertOptions(column_types={name: pa.string() for name in columns}, strings_can_be_null=True)
