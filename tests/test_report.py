@@ -1,0 +1,377 @@
+"""The report page: what it says in each state of a search, and that it stands alone."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raypipe.metrics import Evaluation, evaluate
+from raypipe.report import (
+    BestResult,
+    ClassCount,
+    EpochResult,
+    Miss,
+    RunReport,
+    Setting,
+    TrialResult,
+    duration,
+    interval,
+    leaderboard,
+    measured_classes,
+    number,
+    setting,
+    share,
+    varying_settings,
+    write_report,
+)
+
+NAN = math.nan
+HOSTILE = "<script>alert('x')</script> & \"y\".mp4"
+TWO = ("fight", "normal")
+FIVE = ("walk", "run", "fight", "fall", "sit down")
+VOID = {"meta", "link", "br"}
+APART = {"p", "h1", "h2", "h3", "th", "td", "dt", "dd", "li", "small", "text"}
+
+
+class Page(HTMLParser):
+    """What a browser would find: text, tags, ids, references; fails on tags that do not match."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.text = ""
+        self.tags: Counter[str] = Counter()
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.labels: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        self.text = " ".join(self.text.split())
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.text += " " if tag in APART else ""
+        if tag not in VOID:
+            self._open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            elif name in ("src", "href", "xlink:href", "srcset", "action", "data"):
+                self.references.append(value or "")
+            elif name == "aria-label":
+                self.labels.append(value or "")
+            self.references += re.findall(r"url\(([^)]*)\)", value or "")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] == "style":
+            self.references += re.findall(r"(?:@import|url\()[^;]*", data)
+        else:
+            self.text += data
+
+
+def evaluation(names: Sequence[str], *, clips: int, wrong: int) -> Evaluation:
+    """`clips` clips spread evenly over `names`, the first `wrong` of them taken for the next class."""
+    labels = np.arange(clips) % len(names)
+    predicted = np.where(np.arange(clips) < wrong, (labels + 1) % len(names), labels)
+    rest = 0.2 / (len(names) - 1)
+    return evaluate(labels, np.where(predicted[:, None] == np.arange(len(names)), 0.8, rest), names)
+
+
+def epochs(n: int, *, top: float) -> tuple[EpochResult, ...]:
+    return tuple(
+        EpochResult(e, 0.5 / e, 0.6 / e, top - 0.01 * (n - e), 0.7, 1e-3, 2.0) for e in range(1, n + 1)
+    )
+
+
+def trial(trial_id: str, score: float = 0.8, *, status: str = "done", **config: Setting) -> TrialResult:
+    return TrialResult(
+        trial_id=trial_id,
+        status=status,
+        config={"model": "gru", "batch_size": 16, **config},
+        epochs=epochs(4, top=score),
+        best_epoch=4,
+        score=score,
+        accuracy=0.75,
+        accuracy_interval=(0.64, 0.83),
+        wall_s=754.0,
+    )
+
+
+FAILED = replace(
+    trial("t-failed", NAN, status="failed"),
+    epochs=(),
+    accuracy=NAN,
+    accuracy_interval=(NAN, NAN),
+    message="out of <memory>",
+)
+PENDING = TrialResult("t-pending", "pending", {}, (), 0, NAN, NAN, (NAN, NAN), NAN)
+
+
+def run_report(names: Sequence[str] = TWO) -> RunReport:
+    """A finished search over two trials that differ in the learning rate."""
+    return RunReport(
+        name="fights",
+        command="python -m raypipe.tune --num-samples 2",
+        metric="balanced_accuracy",
+        started="2026-01-14 09:12 UTC",
+        wall_s=3725.0,
+        features="results/features",
+        view="both",
+        backbone="efficientnet_lite0",
+        classes=tuple(ClassCount(name, 60 + i, 20 + i, 9) for i, name in enumerate(names)),
+        folds=4,
+        outcomes={"ok": 97, "partial": 1, "failed": 2},
+        trials=(trial("t-low", 0.7, learning_rate=0.01), trial("t-high", 0.9, learning_rate=0.001)),
+        best=BestResult(
+            trial_id="t-high",
+            validation=evaluation(names, clips=60, wrong=12),
+            test=evaluation(names, clips=20, wrong=3),
+            epochs=4,
+            misses=(Miss(HOSTILE, names[0], names[1], 0.981),),
+        ),
+        devices="2 x NVIDIA T4",
+        versions={"raypipe": "0.1.0", "keras": "3.12"},
+        seed=7,
+        notes=("near-identical clips on both sides",),
+    )
+
+
+def written(folder: Path, run: RunReport) -> Page:
+    path = folder / "report.html"
+    write_report(path, run)
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def variants() -> dict[str, RunReport]:
+    finished = run_report()
+    assert finished.best is not None
+    diverged = replace(trial("t-diverged"), epochs=(EpochResult(1, NAN, 1e6, 0.5, 0.5, 1.0, 1.0),))
+    unmeasured = replace(trial("t-unmeasured", NAN), epochs=(EpochResult(1, NAN, NAN, NAN, NAN, NAN, NAN),))
+    many = [trial(f"t-{i}", 0.5 + i / 100, width=i) for i in range(40)]
+    return {
+        "finished": finished,
+        "no test side": replace(finished, best=replace(finished.best, test=None)),
+        "no mistakes": replace(finished, best=replace(finished.best, misses=())),
+        "single trial": replace(finished, trials=finished.trials[1:]),
+        "with failed": replace(finished, trials=(*finished.trials, FAILED)),
+        "diverged": replace(finished, trials=(*finished.trials, diverged)),
+        "all NaN": replace(finished, trials=(unmeasured,), best=None),
+        "many trials": replace(finished, trials=tuple(many)),
+        "running": replace(finished, trials=(*finished.trials, FAILED, PENDING), best=None),
+        "only pending": replace(finished, trials=(PENDING,), best=None),
+        "every trial failed": replace(finished, trials=(FAILED,), best=None),
+        "zero trials": replace(finished, trials=(), best=None, notes=(), outcomes={}, classes=()),
+        "5 classes": run_report(FIVE),
+        "20 classes": run_report([f"class {i}" for i in range(20)]),
+    }
+
+
+@pytest.mark.parametrize("name", variants())
+def test_page_stands_alone_and_is_whole(tmp_path: Path, name: str) -> None:
+    run = variants()[name]
+    page = written(tmp_path, run)
+    assert [r for r in page.references if not r.startswith(("#", "data:"))] == []
+    assert {r[1:] for r in page.references if r.startswith("#")} <= set(page.ids)
+    assert page.tags["script"] == page.tags["img"] == page.tags["iframe"] == 0
+    assert [i for i, n in Counter(page.ids).items() if n > 1] == []
+    assert page.tags["h1"] == 1
+    sections = ["leaderboard", "curves", "data", "repeat"]
+    sections += ["notes"] if run.notes else []
+    sections += ["confusion", "classes", "misses"] if run.best else []
+    assert set(sections) <= set(page.ids)
+    for wrong in ("nan", "None", "Undefined", "inf "):
+        assert wrong not in page.text
+
+
+def test_finished_search_shows_numbers_with_intervals(tmp_path: Path) -> None:
+    page = written(tmp_path, run_report())
+    for expected in (
+        "The best model, trial t-high, is right on 85.0 % of 20 held-out test clips",
+        "(95 % interval 64.0 to 94.8 %)",
+        "read once",
+        "Always answering",
+        "64.0 to 83.0 %",  # a trial's accuracy
+        "80.0 %",  # validation
+        "0.900",
+        "12 min 34 s",
+        "near-identical clips on both sides",
+        "97 (97.0 %)",
+        "python -m raypipe.tune --num-samples 2",
+        "2 x NVIDIA T4",
+        "keras 3.12",
+        "seed 7",
+    ):
+        assert expected in page.text, expected
+
+
+def test_charts_state_their_finding_for_those_who_cannot_see_them(tmp_path: Path) -> None:
+    page = written(tmp_path, run_report())
+    loss, score = (label for label in page.labels if " per epoch. " in label)
+    assert loss == (
+        "Validation loss per epoch. Trial t-high is lowest at epoch 4 of 4: 0.150, "
+        "with a training loss of 0.125."
+    )
+    assert score == (
+        "Validation balanced accuracy per epoch. Trial t-high reaches 0.900 at epoch 4. "
+        "The other 1: 0.700 to 0.700."
+    )
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "currentColor" in html and "#010203" not in html and "font-family" not in html.split("<svg", 1)[1]
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    hostile = replace(trial(HOSTILE, learning_rate=HOSTILE), message=HOSTILE)
+    run = replace(
+        run_report((HOSTILE, "normal")), name=HOSTILE, notes=(HOSTILE,), trials=(hostile, trial("t-2"))
+    )
+    page = written(tmp_path, run)
+    assert page.tags["script"] == 0
+    assert page.text.count("<script>alert('x')</script> & \"y\".mp4") >= 6
+
+
+def test_a_name_that_is_not_utf8_is_shown(tmp_path: Path) -> None:
+    run = replace(run_report(), name="clip\udcff")
+    assert r"clip\udcff" in written(tmp_path, run).text
+
+
+def test_running_search(tmp_path: Path) -> None:
+    page = written(tmp_path, variants()["running"])
+    assert "Search still running 3 of 4 trials have finished." in page.text
+    assert "Ahead on the validation folds is trial t-high" in page.text
+    assert "accuracy 75.0 % (95 % interval 64.0 to 83.0 %)" in page.text
+    assert "t-pending pending not measured" in page.text
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("zero trials", "No trial has finished yet."),
+        ("zero trials", "No epoch has finished yet."),
+        ("only pending", "Search still running No trial has finished yet."),
+        ("every trial failed", "No model Every trial failed"),
+        ("with failed", "t-failed, failed out of <memory>"),
+        ("no test side", "of 60 validation clips"),
+        ("no test side", "The test side was not measured."),
+        ("no mistakes", "Worst mistakes No mistakes."),
+        ("single trial", "The same in all trials model gru batch size 16 learning rate 0.001"),
+        ("many trials", "35 more"),
+    ],
+)
+def test_state_in_words(tmp_path: Path, name: str, expected: str) -> None:
+    assert expected in written(tmp_path, variants()[name]).text
+
+
+def test_five_classes_have_a_row_each_on_both_sides(tmp_path: Path) -> None:
+    page = written(tmp_path, run_report(FIVE))
+    assert page.text.count("sit down") == 8  # headline, confusion 2 x 2, per class 2, data
+    assert "true \\ predicted walk run fight fall sit down walk 9 75 % 3 25 % 0 0 %" in page.text
+
+
+def test_what_was_not_measured_says_so(tmp_path: Path) -> None:
+    labels = np.zeros(8, dtype=np.int64)  # no clip of the second class, and none predicted as it
+    one_sided = evaluate(labels, np.tile([0.8, 0.2], (8, 1)), TWO)
+    run = run_report()
+    assert run.best is not None
+    page = written(tmp_path, replace(run, best=replace(run.best, test=one_sided)))
+    assert re.search(r"ROC AUC 0\.\d{3} not measured", page.text)
+    assert "normal 0 not measured not measured not measured" in page.text
+    present, absent = measured_classes(one_sided)
+    assert (present.recall, present.precision) == (1.0, 1.0)
+    assert math.isnan(absent.recall) and math.isnan(absent.precision) and math.isnan(absent.f1)
+
+
+def test_writing_is_atomic_and_repeatable(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "report.html"
+    write_report(path, run_report())
+    first = path.read_bytes()
+    write_report(path, run_report())
+    assert path.read_bytes() == first
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_failure_leaves_the_old_page_and_no_temporary_file(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.mkdir()  # a folder cannot be replaced by a file
+    with pytest.raises(OSError):
+        write_report(path, run_report())
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_leaderboard_order() -> None:
+    trials = (
+        FAILED,
+        PENDING,
+        trial("b", 0.7),
+        trial("nan", NAN),
+        trial("a", 0.9),
+        trial("p", 0.95, status="pruned"),
+    )
+    assert [t.trial_id for t in leaderboard(trials, "macro_f1")] == [
+        "a",
+        "b",
+        "nan",
+        "p",
+        "t-pending",
+        "t-failed",
+    ]
+    assert [t.trial_id for t in leaderboard(trials, "val_loss")][:2] == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("configs", "expected"),
+    [
+        ([{"a": 1}, {"a": 1}], []),
+        ([{"a": 1, "b": 2}, {"a": 1, "b": 3}], ["b"]),
+        ([{"a": 1}, {"a": True}], ["a"]),
+        ([{"a": 1, "b": None}, {"a": 1}], ["b"]),  # only some trials have it
+        ([{"a": 1}, {}], []),  # pending: its settings are not known yet
+        ([], []),
+    ],
+)
+def test_varying_settings(configs: list[dict[str, Setting]], expected: list[str]) -> None:
+    assert varying_settings([replace(PENDING, config=config) for config in configs]) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (share(0.8734), "87.3\u00a0%"),
+        (share(NAN), "not measured"),
+        (number(0.87349), "0.873"),
+        (number(math.inf), "not measured"),
+        (interval((0.771, 0.934)), "77.1 to 93.4\u00a0%"),
+        (interval((NAN, NAN)), "not measured"),
+        (duration(12.34), "12.3 s"),
+        (duration(59.97), "1 min 0 s"),
+        (duration(754), "12 min 34 s"),
+        (duration(3725), "1 h 2 min"),
+        (duration(NAN), "not measured"),
+        (setting(None), "null"),
+        (setting(True), "true"),
+        (setting(16), "16"),
+        (setting(0.00048231), "0.000482"),
+        (setting("gru"), "gru"),
+    ],
+)
+def test_how_values_read(text: str, expected: str) -> None:
+    assert text == expected
+
+
+def test_unknown_status_is_refused() -> None:
+    with pytest.raises(ValueError, match="status='lost' must be one of done, running"):
+        trial("t", status="lost")
