@@ -29,8 +29,12 @@ def connect() -> Iterator[Cluster]:
     # claim none, where TensorFlow would otherwise take their memory.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    # Ray Data makes Ray's core print an error about restarts for every actor; "error" is not one level up.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
+    # It warns that a token is needed; the line below tells where the token is.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     started = not ray.is_initialized()  # tests and notebooks may have their own
     if started:
         try:

@@ -65,7 +65,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def run_command(main: Callable[[], None]) -> None:
+def run_command(main: Callable[[], object]) -> None:
     """Runs a command and exits: 0 done, 1 failed, 2 wrong use. A person's mistake has no traceback."""
     setup_logging()
     signal.signal(signal.SIGTERM, _terminate)

@@ -9,6 +9,7 @@ import shlex
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -44,7 +45,7 @@ if TYPE_CHECKING:  # imported where they are used: a run with nothing to do load
 LOG = logging.getLogger("raypipe")
 
 OUTCOMES = ("ok", "partial", "failed")
-STALL_TIMEOUT_S = 1800
+STALL_TIMEOUT_S = 900
 """A pipeline without any progress for so long is given up, with everything finished kept."""
 
 
@@ -153,9 +154,10 @@ def run_pipeline(
     from raypipe.sandbox import Limits
 
     context = DataContext.get_current()
-    context.enable_progress_bars = False
+    context.enable_progress_bars = False  # they count blocks; `Progress` counts videos
+    context.execution_no_progress_timeout_s = STALL_TIMEOUT_S
     context.execution_options.preserve_order = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
     sampling, limits = config.sampling, config.limits
     request = ClipRequest(
@@ -203,8 +205,10 @@ def run_pipeline(
         yield from batch.to_pylist()
 
 
-# A worker may die with its node; one that dies again and again must not be restarted for ever.
-FINITE_RETRIES: dict[str, int] = {"max_restarts": 4, "max_task_retries": 4}
+# A worker may die with its node. Work that kills worker after worker must not be retried for ever, which
+# is Ray Data's default. Ray deprecates this way of saying so and offers no other yet.
+FINITE_RETRIES: Any = {"max_task_retries": 4}
+warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
 
 
 def video_tables(videos: list[Video], cpus: int) -> list[pa.Table]:
@@ -414,4 +418,4 @@ def refuse_too_many_failures(config: ExtractConfig, summary: dict[str, Any]) -> 
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(load_config(ExtractConfig, prog="python -m raypipe.extract")) and None)
+    run_command(lambda: main(load_config(ExtractConfig, prog="python -m raypipe.extract")))

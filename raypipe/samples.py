@@ -3,6 +3,8 @@
 A clip is planned (`plan_samples`), drawn (`draw_clip`), encoded (`encode`) and written (`make_samples`).
 Place, camera, figures and their first poses are drawn without knowing the label: the first frame says nothing
 about it, only what the figures do afterwards.
+
+Shapes: F frames, N figures, H x W pixels.
 """
 
 import csv
@@ -112,19 +114,26 @@ def plan_samples(seed: int) -> list[ClipSpec]:
     mixed = rng.permutation(len(GROUP_CLIPS))[:STROLLS]  # the groups that hold a stroll, one each
     strolls = np.array([rng.choice(np.flatnonzero(groups == group)) for group in mixed])
     scuffles = rng.permutation(np.setdiff1d(np.arange(len(groups)), strolls))
-    broken = {int(scuffles[0]): CUT_CLIP, int(scuffles[1]): TEXT_CLIP}
     specs = []
-    for label, numbers in (("scuffle", scuffles), ("stroll", strolls)):
-        sizes, rates = _deal(SIZES, len(numbers), rng), _deal(RATES, len(numbers), rng)
-        codecs = _deal(tuple(ENCODINGS), len(numbers), rng)
-        durations_s = rng.permutation(np.linspace(1.5, 3.0, len(numbers))).tolist()
-        for number, size, fps, codec, duration_s in zip(
-            numbers.tolist(), sizes, rates, codecs, durations_s, strict=True
-        ):
-            codec = "h264" if number in broken else codec
-            name = broken.get(number, f"seed{seed}_clip{number:02d}.{ENCODINGS[codec].extension}")
-            group, frames = int(groups[number]), round(duration_s * fps)
-            specs.append(ClipSpec(name, label, group, size, fps, frames, codec, seed, number))
+    for label, numbers, broken in (("scuffle", scuffles, (CUT_CLIP, TEXT_CLIP)), ("stroll", strolls, ())):
+        count = len(numbers)
+        sizes, rates = _deal(SIZES, count, rng), _deal(RATES, count, rng)
+        durations_s = rng.permutation(np.linspace(1.5, 3.0, count)).tolist()
+        codecs = ["h264"] * len(broken) + _deal(tuple(ENCODINGS), count - len(broken), rng)
+        for i, number in enumerate(numbers.tolist()):
+            name = f"seed{seed}_clip{number:02d}.{ENCODINGS[codecs[i]].extension}"
+            spec = ClipSpec(
+                name=broken[i] if i < len(broken) else name,
+                label=label,
+                group=int(groups[number]),
+                size=sizes[i],
+                fps=rates[i],
+                frames=round(durations_s[i] * rates[i]),
+                codec=codecs[i],
+                seed=seed,
+                number=number,
+            )
+            specs.append(spec)
     return sorted(specs, key=lambda spec: spec.number)
 
 
@@ -225,7 +234,7 @@ def first_states(rng: np.random.Generator, *, room: float) -> Floats:
     """The two or three figures [N, 11] of a first frame, spread over at most `room` figure heights."""
     count = rng.choice([2, 2, 2, 3])
     places = np.cumsum(rng.uniform(0.3, 1.1, count))
-    places = (places - places.mean()) * min(1.0, room / np.ptp(places))
+    places = (places - (places[0] + places[-1]) / 2) * min(1.0, room / np.ptp(places))
     turns = -np.sign(places + 1e-6) * rng.choice([1, 1, 1, -1], count) * rng.uniform(0.5, 1.0, count)
     return np.array([[x, turn, *_pose(FIRST_POSES, rng)] for x, turn in zip(places, turns, strict=True)])
 
@@ -260,7 +269,7 @@ def perform(first: Floats, spec: ClipSpec, *, room: float) -> Floats:
 
 
 def stroll_goals(first: Floats, times_s: Floats, rng: np.random.Generator, *, room: float) -> Floats:
-    """Where calm figures are heading, [F, N, 11]: they walk or jog to and fro, or meet to chat, wave or hug."""
+    """Where calm figures are heading, [F, N, 11]: they walk or jog to and fro, or meet, chat, wave, hug."""
     goals = np.repeat(first[None], len(times_s), axis=0)
     act = rng.choice(ACTS)
     middle, gap = rng.normal(0, 0.15), 0.3 if act == "hug" else rng.uniform(0.4, 0.9)
@@ -354,6 +363,8 @@ def draw_figure(
 
     hips, lean = np.zeros(2), np.pi - state[LEAN]
     neck, chin = reach(hips, lean, 0.3), reach(hips, lean, 0.36)
+    head = reach(neck, np.pi - 0.6 * state[LEAN], 0.11)
+    face = reach(head, np.pi / 2, 0.02)
     strokes: list[tuple[Floats, Floats, Colour, float]] = []  # from, to, colour, width; in figure heights
     for side, shade, arm, leg in ((1, 0.75, ARM_B, HIP_B), (-1, 1.0, ARM_A, HIP_A)):
         skin, hair, shirt, trousers = (_shade(colour, shade) for colour in outfit)
@@ -363,12 +374,10 @@ def draw_figure(
         hand = reach(elbow, state[arm] + state[arm + 1], 0.17)
         toes = reach(ankle, np.pi / 2, 0.06)
         strokes += [(hip, knee, trousers, 0.09), (knee, ankle, trousers, 0.07), (ankle, toes, hair, 0.05)]
-        if arm == ARM_A:  # the trunk hides the far arm, the near arm hides the trunk
+        if arm == ARM_A:  # trunk and head hide the far arm, the near arm hides them
             strokes += [(hips, neck, shirt, 0.15), (neck, chin, skin, 0.05)]
+            strokes += [(head, head, hair, 0.15), (face, face, skin, 0.125)]
         strokes += [(shoulder, elbow, shirt, 0.065), (elbow, hand, skin, 0.05)]
-    head = reach(neck, np.pi - 0.6 * state[LEAN], 0.11)
-    face = reach(head, np.pi / 2, 0.02)
-    strokes += [(head, head, outfit.hair, 0.15), (face, face, outfit.skin, 0.125)]
 
     points = np.array([stroke[:2] for stroke in strokes])
     points = np.array(feet) + height * (points - [0, points[..., 1].max()])
