@@ -2,6 +2,8 @@
 
 import logging
 import os
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,12 +40,13 @@ def connect() -> Iterator[Cluster]:
     started = not ray.is_initialized()  # tests and notebooks may have their own
     if started:
         try:
-            ray.init(
-                address=os.environ.get("RAY_ADDRESS") or "local",
-                include_dashboard=None if os.environ.get("RAY_ADDRESS") else True,
-                logging_level=logging.WARNING,
-                log_to_driver=False,
-            )
+            with _without_log_level_notice():
+                ray.init(
+                    address=os.environ.get("RAY_ADDRESS") or "local",
+                    include_dashboard=None if os.environ.get("RAY_ADDRESS") else True,
+                    logging_level=logging.WARNING,
+                    log_to_driver=False,
+                )
         except (ConnectionError, RuntimeError) as error:
             where = os.environ.get("RAY_ADDRESS", "local")
             raise RunFailed(f"RAY_ADDRESS {where}: no Ray cluster: {' '.join(str(error).split())}") from None
@@ -55,6 +58,20 @@ def connect() -> Iterator[Cluster]:
     finally:
         if started:
             ray.shutdown()
+
+
+@contextmanager
+def _without_log_level_notice() -> Iterator[None]:
+    """Holds standard error back and lets all of it through but Ray's notice that its log level is set."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held, os.fdopen(os.dup(2), "wb") as screen:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(screen.fileno(), 2)
+            held.seek(0)
+            screen.writelines(line for line in held if b"RAY_BACKEND_LOG_LEVEL" not in line)
 
 
 def _describe() -> Cluster:

@@ -172,35 +172,37 @@ def run_pipeline(
     # One decoder and one embedder a core, each half a core to Ray: decoding waits for its child
     # process, embedding for decoded clips, and the operating system shares the cores between them.
     workers = ActorPoolStrategy(size=cpus)
-    chain = (
-        ray.data.from_arrow(video_tables(videos, cpus))
-        .map_batches(
-            DecodeClips,  # 1 video : 1 row, with its pictures or the reason why there are none
-            fn_constructor_args=(request, Limits(limits.timeout_s, limits.max_memory_mb)),
-            batch_size=4,
-            batch_format="pyarrow",
-            compute=workers,
-            num_cpus=0.5,
-            **FINITE_RETRIES,
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+        chain = (
+            ray.data.from_arrow(video_tables(videos, cpus))
+            .map_batches(
+                DecodeClips,  # 1 video : 1 row, with its pictures or the reason why there are none
+                fn_constructor_args=(request, Limits(limits.timeout_s, limits.max_memory_mb)),
+                batch_size=4,
+                batch_format="pyarrow",
+                compute=workers,
+                num_cpus=0.5,
+                **FINITE_RETRIES,
+            )
+            .map_batches(
+                EmbedClips,  # 1 row : 1 row, pictures become features
+                fn_constructor_args=(spec, tally),
+                batch_size=4,
+                batch_format="pyarrow",
+                compute=workers,
+                num_cpus=0.5,
+                **FINITE_RETRIES,
+            )
+            .map_batches(
+                write_shard,  # N rows : 1 shard
+                fn_args=(spec, str(store.staging)),
+                batch_size=config.shard_rows,
+                batch_format="pyarrow",
+                compute=TaskPoolStrategy(size=2),
+                num_cpus=0,
+            )
         )
-        .map_batches(
-            EmbedClips,  # 1 row : 1 row, pictures become features
-            fn_constructor_args=(spec, tally),
-            batch_size=4,
-            batch_format="pyarrow",
-            compute=workers,
-            num_cpus=0.5,
-            **FINITE_RETRIES,
-        )
-        .map_batches(
-            write_shard,  # N rows : 1 shard
-            fn_args=(spec, str(store.staging)),
-            batch_size=config.shard_rows,
-            batch_format="pyarrow",
-            compute=TaskPoolStrategy(size=2),
-            num_cpus=0,
-        )
-    )
     for batch in chain.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from batch.to_pylist()
 
@@ -208,7 +210,6 @@ def run_pipeline(
 # A worker may die with its node. Work that kills worker after worker must not be retried for ever, which
 # is Ray Data's default. Ray deprecates this way of saying so and offers no other yet.
 FINITE_RETRIES: Any = {"max_task_retries": 4}
-warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
 
 
 def video_tables(videos: list[Video], cpus: int) -> list[pa.Table]:
