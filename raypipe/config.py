@@ -266,10 +266,11 @@ def _first_error(kind: type[BaseModel], error: ValidationError) -> str:
     first = (meant or error.errors())[0]
     field = ".".join(str(part) for part in first["loc"] if "[" not in str(part) and part != "Range")
     if first["type"] == "extra_forbidden":
-        section: Any = kind
-        for part in first["loc"][:-1]:
-            section = section.model_fields[str(part)].annotation
-        return f"{field} is not a field{_did_you_mean(str(first['loc'][-1]), section)}"
+        *parents, name = (str(part) for part in first["loc"])
+        section: Any = Range if parents[:1] == ["search"] else kind
+        if parents and section is kind:
+            section = kind.model_fields[parents[0]].annotation
+        return f"{field} is not a field{_did_you_mean(name, section, kind)}"
     if not field:
         return _rule(first)
     return f"{field} = {first['input']!r}: {_rule(first)}"

@@ -64,7 +64,7 @@ class ClipSpec:
     """One clip to be drawn: all that its pixels depend on."""
 
     name: str
-    """File name in the folder of samples."""
+    """File name in the folder of samples; with the seed in it, so that two seeds' clips never mix."""
     label: str
     """`scuffle` or `stroll`."""
     group: int

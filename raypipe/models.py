@@ -1,0 +1,73 @@
+"""Classifiers over a clip's features [T, D], written with Keras ops only.
+
+Each model ends in logits [classes], float32. `build_model` finds one by name.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+from numpy.typing import NDArray
+
+from raypipe.config import TrialConfig
+
+
+@keras.saving.register_keras_serializable("raypipe")
+class Standardize(layers.Layer):
+    """(x - mean) / spread for each of the D features; the statistics are weights, not trained."""
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        size = (input_shape[-1],)
+        self.mean = self.add_weight(name="mean", shape=size, initializer="zeros", trainable=False)
+        self.spread = self.add_weight(name="spread", shape=size, initializer="ones", trainable=False)
+
+    def call(self, x: Any) -> Any:
+        return (ops.cast(x, self.compute_dtype) - self.mean) / self.spread
+
+
+def feature_statistics(features: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and spread [D] over clips and steps of features [N, T, D], for `Standardize`."""
+    flat = features.reshape(-1, features.shape[-1])
+    mean = flat.mean(axis=0, dtype=np.float64)
+    square = np.einsum("nd,nd->d", flat, flat, dtype=np.float64) / len(flat)
+    spread = np.sqrt(np.maximum(square - mean**2, 0.0))
+    return mean.astype(np.float32), np.maximum(spread, 1e-3).astype(np.float32)
+
+
+def build_model(config: TrialConfig, *, steps: int, dim: int, classes: int) -> keras.Model:
+    """The model that `config` names, for features [steps, dim]."""
+    inputs = keras.Input((steps, dim), name="features", dtype="float32")
+    x = Standardize(name="standardize")(inputs)
+    x = MODELS[config.model](x, config)
+    logits = layers.Dense(classes, dtype="float32", name="logits")(x)
+    return keras.Model(inputs, logits, name=config.model)
+
+
+def mean_pool(x: Any, config: TrialConfig) -> Any:
+    """An MLP over the mean and the spread of the steps: what is seen, and how much it changes."""
+    mean = ops.mean(x, axis=1)
+    spread = ops.sqrt(ops.var(x, axis=1) + 1e-4)
+    x = ops.concatenate([mean, spread], axis=-1)
+    x = layers.Dropout(config.dropout)(x)
+    x = layers.Dense(config.width, activation="relu")(x)
+    return layers.Dropout(config.dropout)(x)
+
+
+def bilstm_attention(x: Any, config: TrialConfig) -> Any:
+    """A bidirectional LSTM, its steps summed by additive attention (Bahdanau et al. 2015,
+    arXiv:1409.0473, with a learned query; Yang et al. 2016)."""
+    x = layers.Dropout(config.dropout)(x)
+    x = layers.Dense(config.width, name="squeeze")(x)
+    x = layers.Bidirectional(layers.LSTM(config.width, return_sequences=True))(x)
+    scores = layers.Dense(1, use_bias=False)(layers.Dense(config.width, activation="tanh")(x))
+    attention = layers.Softmax(axis=1, name="attention")(scores)
+    x = ops.sum(attention * x, axis=1)
+    return layers.Dropout(config.dropout)(x)
+
+
+MODELS: dict[str, Callable[[Any, TrialConfig], Any]] = {
+    "mean_pool": mean_pool,
+    "bilstm_attention": bilstm_attention,
+}
