@@ -7,6 +7,7 @@ section is a mapping; as flags all fields stand side by side, so field names are
 import contextlib
 import difflib
 import io
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -147,8 +148,8 @@ SearchSpace = dict[str, list[bool | int | float | str] | Range]
 DEFAULT_SEARCH: SearchSpace = {
     "model": ["mean_pool", "bilstm_attention"],
     "width": [32, 64, 128],
-    "dropout": Range(low=0.1, high=0.6),
-    "learning_rate": Range(low=2e-4, high=3e-3, log=True),
+    "dropout": Range(low=0.2, high=0.7),
+    "learning_rate": Range(low=5e-5, high=1e-3, log=True),
     "weight_decay": Range(low=1e-3, high=0.1, log=True),
 }
 
@@ -194,7 +195,9 @@ class TuneConfig(Command):
     def _searchable(self) -> "TuneConfig":
         for name, values in self.search.items():
             if name not in TrialConfig.model_fields:
-                raise ValueError(f"search.{name} is not a field of a trial{_did_you_mean(name, TrialConfig)}")
+                raise ValueError(
+                    f"search.{name} is not a field of a trial{_did_you_mean(name, TrialConfig, TrialConfig)}"
+                )
             if values == []:
                 raise ValueError(f"search.{name} has no values")
             ends = [values.low, values.high] if isinstance(values, Range) else values
@@ -267,9 +270,9 @@ def _first_error(kind: type[BaseModel], error: ValidationError) -> str:
     field = ".".join(str(part) for part in first["loc"] if "[" not in str(part) and part != "Range")
     if first["type"] == "extra_forbidden":
         *parents, name = (str(part) for part in first["loc"])
-        section: Any = Range if parents[:1] == ["search"] else kind
-        if parents and section is kind:
-            section = kind.model_fields[parents[0]].annotation
+        section: Any = kind
+        if parents:
+            section = Range if parents[0] == "search" else kind.model_fields[parents[0]].annotation
         return f"{field} is not a field{_did_you_mean(name, section, kind)}"
     if not field:
         return _rule(first)
@@ -282,27 +285,27 @@ def _rule(error: Any) -> str:
     return re.sub(r"^Input should be( a)?", r"must be\1", message)
 
 
-def _did_you_mean(name: str, kind: type[BaseModel]) -> str:
-    sections = [f.annotation for f in kind.model_fields.values() if _is_section(f.annotation)]
-    for section in sections:
-        if name in section.model_fields:  # type: ignore[union-attr]
-            owner = next(n for n, f in kind.model_fields.items() if f.annotation is section)
+def _did_you_mean(name: str, section: type[BaseModel], command: type[BaseModel]) -> str:
+    if name in command.model_fields:
+        return "; it belongs outside of any section"
+    for owner, field in command.model_fields.items():
+        if _is_section(field.annotation) and name in field.annotation.model_fields:  # type: ignore[union-attr]
             return f"; it belongs under {owner}:"
-    near = difflib.get_close_matches(name, list(kind.model_fields), 1)
-    return f"; did you mean {near[0]}?" if near else f"; fields are: {', '.join(kind.model_fields)}"
+    near = difflib.get_close_matches(name, list(section.model_fields), 1)
+    return f"; did you mean {near[0]}?" if near else f"; fields are: {', '.join(section.model_fields)}"
 
 
 def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
-def _flag_value(arguments: Sequence[str], name: str) -> str | None:
-    for i, argument in enumerate(arguments):
-        if argument == f"--{name}" and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if argument.startswith(f"--{name}="):
-            return argument.split("=", 1)[1]
-    return None
+def _flag_value(arguments: Sequence[str], field: str) -> str | None:
+    """The last value given, as the parser takes it."""
+    given = None
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        if _has_flag([argument], field):
+            given = argument.split("=", 1)[1] if "=" in argument else following
+    return given
 
 
 def _has_flag(arguments: Sequence[str], field: str) -> bool:
@@ -317,9 +320,8 @@ def _flag_error(text: str, arguments: Sequence[str]) -> str:
     words = " ".join(" ".join(lines[: rules[0]] if rules else lines).split())
     value_error = re.search(r"validation errors? for \w+ (\S+) (.*?) \[type=", words)
     if value_error:
-        field, rule = value_error.groups()
-        flag = f"--{field.split('.')[-1].replace('_', '-')}"
-        value = _flag_value(arguments, flag[2:])
+        field, rule = value_error[1].split(".")[-1], value_error[2]
+        flag, value = f"--{field.replace('_', '-')}", _flag_value(arguments, field)
         return f"{flag}{'' if value is None else ' ' + value}: {_rule({'msg': rule})}"
     near = re.search(r"Perhaps you meant: *(--\S+)", " ".join(" ".join(lines).split()))
     return words.rstrip(".") + (f"; did you mean {near[1]}?" if near else "")

@@ -29,6 +29,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from raypipe.sampling import FramePlan, plan_frames
+from raypipe.videos import local_path
 
 Reason = Literal[
     "missing",
@@ -187,17 +188,18 @@ def motion_picture(earlier: Pictures, later: Pictures) -> Pictures:
 def open_regular(path: str) -> BinaryIO:
     """The file's bytes. Only a regular file is opened: a FIFO or a device would hang the reader."""
     try:
-        if "://" in path:
+        local = local_path(path)
+        if local is None:
             from pyarrow import fs
 
             system, inner = fs.FileSystem.from_uri(path)
             return cast(BinaryIO, system.open_input_file(inner))
         # O_NONBLOCK: opening a FIFO that nobody writes to returns at once instead of never.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(local, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise DecodeError("missing", "no such file") from None
-    except OSError as error:
-        raise DecodeError("unreadable", error.strerror or str(error)) from None
+    except (OSError, ValueError) as error:
+        raise DecodeError("unreadable", _words(error)) from None
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
         os.close(descriptor)
@@ -224,7 +226,7 @@ class _NamedFile:
     """Gives PyAV a plain name: raw streams are recognised by their suffix, odd bytes break it."""
 
     def __init__(self, file: BinaryIO, path: str) -> None:
-        suffix = os.path.splitext(path)[1]
+        suffix = os.path.splitext(path.partition("?")[0] if "://" in path else path)[1]
         self.name = f"video{suffix}" if suffix.isascii() and suffix[1:].isalnum() else "video"
         self.read, self.seek, self.tell = file.read, file.seek, file.tell
 

@@ -124,13 +124,16 @@ class Replicas:
         self._features = tf.constant(np.asarray(features))
         self._labels = tf.constant(labels.astype(np.int32))
         self._variables = [v.value for v in [*self.model.variables, *self.optimizer.variables]]
-        self._train = tf.function(self._train_epoch, input_signature=[
-            tf.TensorSpec([None, self._batch], tf.int32),
-            tf.TensorSpec([None], tf.float32),
-        ])
-        self._predict = tf.function(self._predict_batch, input_signature=[
-            tf.TensorSpec([self._batch], tf.int32)
-        ])
+        self._train = tf.function(
+            self._train_epoch,
+            input_signature=[
+                tf.TensorSpec([None, self._batch], tf.int32),
+                tf.TensorSpec([None], tf.float32),
+            ],
+        )
+        self._predict = tf.function(
+            self._predict_batch, input_signature=[tf.TensorSpec([self._batch], tf.int32)]
+        )
         self._assign = tf.function(self._assign_all)
 
     # --- what a trial calls --------------------------------------------------------------------------

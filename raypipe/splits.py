@@ -95,8 +95,10 @@ def given_splits(splits: Sequence[str | None]) -> Splits:
     for value in splits:
         if value not in SPLIT_NAMES:
             known = ", ".join(SPLIT_NAMES)
-            raise UserError(f"split {value!r} in the manifest is unknown; where one clip has a split, all "
-                            f"need one of: {known}")
+            raise UserError(
+                f"split {value!r} in the manifest is unknown; where one clip has a split, all "
+                f"need one of: {known}"
+            )
     sides = np.array([SPLIT_NAMES[value] for value in splits if value is not None], np.int64)
     if not (sides == 0).any():
         raise UserError("the manifest's split column has no val clips, so trials cannot be ranked")

@@ -17,7 +17,6 @@ from raypipe.config import TrialConfig
 from raypipe.splits import Splits
 
 if TYPE_CHECKING:
-    import keras
 
     from raypipe.replicas import Replicas, State
 
@@ -147,9 +146,7 @@ def _standardized(
 # --- arithmetic of a trial -------------------------------------------------------------------------
 
 
-def epoch_order(
-    positions: NDArray[np.int64], batch: int, *, seed: Sequence[int]
-) -> NDArray[np.int64]:
+def epoch_order(positions: NDArray[np.int64], batch: int, *, seed: Sequence[int]) -> NDArray[np.int64]:
     """The clips shuffled; the last batch is filled with clips from the start of the order.
 
     So every batch is full and divides between the replicas, and every clip is seen each epoch.
@@ -163,7 +160,8 @@ def class_weights(clips: ClipSet, positions: NDArray[np.int64], config: TrialCon
     counts = np.bincount(clips.labels[positions], minlength=len(clips.class_names))
     if not config.class_weights:
         return np.ones(len(counts), np.float32)
-    return (counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
+    weights: NDArray[np.float32] = (counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
+    return weights
 
 
 def cross_entropy(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote_to_bytes
 
 from raypipe.errors import UserError
 
@@ -31,7 +32,7 @@ class Video:
     video_id: str
     """The manifest's id, else the path relative to what was listed: stable when a folder moves."""
     path: str
-    """Absolute local path, or a URI."""
+    """Absolute local path, or a URI: of a remote file, or of a local one whose name is not valid text."""
     label: str | None = None
     group: str | None = None
     split: str | None = None
@@ -47,8 +48,20 @@ class Listing:
     ignored: int = 0
 
 
+def local_path(address: str) -> str | None:
+    """The path of a local file given as a path or as a file:// URI; None for a file elsewhere.
+
+    >>> local_path("file:///clips/a%20b.mp4"), local_path("s3://bucket/a.mp4")
+    ('/clips/a b.mp4', None)
+    """
+    if address.startswith("file://"):
+        return os.fsdecode(unquote_to_bytes(address.removeprefix("file://")))
+    return None if "://" in address else address
+
+
 def list_videos(source: str) -> Listing:
     """Every video of `source`, sorted by id. Raises UserError for an input that cannot be listed."""
+    source = local_path(source) or source
     if Path(source).suffix.lower() in MANIFEST_SUFFIXES:
         listing = Listing(_read_manifest(source))
     elif "://" in source:
@@ -87,9 +100,12 @@ def _is_video_name(path: str) -> bool:
     return os.path.splitext(path)[1].lstrip(".").lower() in VIDEO_SUFFIXES
 
 
-def _with_status(video: Video) -> Video:
+def _local_video(path: str, video: Video) -> Video:
+    """`video` as the local file at `path`, with its size and time where there is such a file."""
+    path = os.path.abspath(path)
+    video = replace(video, path=path if path == _as_text(path) else Path(path).as_uri())
     try:
-        status = os.stat(video.path)
+        status = os.stat(path)
     except OSError:
         return video
     return replace(video, size_bytes=status.st_size, modified_s=status.st_mtime)
@@ -108,8 +124,7 @@ def _list_folder(root: Path) -> Listing:
             if name.startswith(".") or not _is_video_name(name):
                 ignored += 1
                 continue
-            relative = os.path.relpath(path, root)
-            videos.append(_local_video(relative, path))
+            videos.append(_named_video(os.path.relpath(path, root), path))
     return Listing(videos, ignored)
 
 
@@ -122,15 +137,12 @@ def _list_glob(pattern: str) -> Listing:
     parts = Path(pattern).parts
     plain = next((i for i, part in enumerate(parts) if _is_glob(part)), len(parts))
     root = Path(*parts[:plain]) if plain else Path()
-    videos = []
-    for path in chosen:
-        relative = os.path.relpath(path, root)
-        videos.append(_local_video(relative, path))
+    videos = [_named_video(os.path.relpath(path, root), path) for path in chosen]
     return Listing(videos, len(paths) - len(chosen))
 
 
-def _local_video(relative: str, path: str) -> Video:
-    return _with_status(Video(_as_text(relative), os.path.abspath(path), label=_label_of(relative)))
+def _named_video(relative: str, path: str) -> Video:
+    return _local_video(path, Video(_as_text(relative), path, label=_label_of(relative)))
 
 
 def _label_of(relative: str) -> str | None:
@@ -151,12 +163,12 @@ def _list_uri(source: str) -> Listing:
         entries = system.get_file_info(fs.FileSelector(root, recursive=True))
     except (OSError, ValueError) as error:
         raise UserError(f"--input {source}: cannot be listed: {error}") from None
-    scheme = source.split("://", 1)[0]
+    scheme, options = source.split("://")[0], source.partition("?")[2]
     files = [entry for entry in entries if entry.is_file]
     videos = [
         Video(
             video_id=(relative := entry.path[len(root) :].lstrip("/")),
-            path=f"{scheme}://{entry.path}",
+            path=f"{scheme}://{quote(entry.path)}" + (f"?{options}" if options else ""),
             label=_label_of(relative),
             size_bytes=entry.size,
             modified_s=entry.mtime_ns / 1e9 if entry.mtime_ns else None,
@@ -180,14 +192,14 @@ def _read_manifest(source: str) -> list[Video]:
             raise UserError(f"--input {source}: row {number} has no path")
         video_id = row.get("video_id") or name
         label, group, split = (row.get(column) or None for column in ("label", "group", "split"))
-        if "://" in name or (remote and not name.startswith("/")):
-            path = name if "://" in name else f"{base}/{name}"
+        local = local_path(name)
+        if local is None or (remote and not local.startswith("/")):
+            path = name if local is None else f"{base}/{name}"
             videos.append(Video(video_id, path, label, group, split))
         else:
-            path = os.path.abspath(os.path.join(base, name))
-            videos.append(_with_status(Video(video_id, path, label, group, split)))
-    local = [video for video in videos if "://" not in video.path]
-    if local and len(local) == len(videos) and all(video.size_bytes is None for video in videos):
+            path = os.path.join(base, local)
+            videos.append(_local_video(path, Video(video_id, path, label, group, split)))
+    if videos and all("://" not in video.path and video.size_bytes is None for video in videos):
         raise UserError(
             f"--input {source}: none of its {len(videos)} videos exists, for example {videos[0].path}; "
             "paths are relative to the manifest's folder"
