@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from raypipe.errors import UserError
 
 Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=1e6)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -109,11 +109,11 @@ class TrialConfig(Section):
     """mean_pool: an MLP over the mean and spread of the steps. bilstm_attention: a BiLSTM, then attention."""
     width: Annotated[int, Field(ge=4, le=4096)] = 64
     """Units of the hidden layers."""
-    dropout: Share = 0.3
+    dropout: Share = 0.5
     """Share of activations dropped in training."""
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
     """AdamW's step size."""
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.1
     """AdamW's decoupled weight decay."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Clips per step over all replicas."""
@@ -121,9 +121,9 @@ class TrialConfig(Section):
     """Gradients of all replicas together are scaled down to this global norm."""
     class_weights: bool = True
     """Weigh each class by how rare it is, so that the rare one counts as much as the common one."""
-    epochs: Count = 30
+    epochs: Count = 60
     """The most epochs a trial trains."""
-    patience: Count = 6
+    patience: Count = 10
     """Epochs without a better validation loss before a trial stops."""
 
 
@@ -148,9 +148,9 @@ SearchSpace = dict[str, list[bool | int | float | str] | Range]
 DEFAULT_SEARCH: SearchSpace = {
     "model": ["mean_pool", "bilstm_attention"],
     "width": [32, 64, 128],
-    "dropout": Range(low=0.2, high=0.7),
-    "learning_rate": Range(low=5e-5, high=1e-3, log=True),
-    "weight_decay": Range(low=1e-3, high=0.1, log=True),
+    "dropout": Range(low=0.3, high=0.7),
+    "learning_rate": Range(low=5e-5, high=5e-4, log=True),
+    "weight_decay": Range(low=0.01, high=0.3, log=True),
 }
 
 

@@ -170,8 +170,9 @@ def assemble(
     if view != "motion":
         parts += [pictures[pts[plan.frames[t]]] for t in source]
     if view != "rgb":
-        earlier, later = plan.earlier, plan.later
-        parts += [motion_picture(pictures[pts[earlier[t]]], pictures[pts[later[t]]]) for t in source]
+        assert plan.partners is not None
+        pairs = [(pictures[pts[plan.frames[t]]], pictures[pts[plan.partners[t]]]) for t in source]
+        parts += [motion_picture(earlier, later) for earlier, later in pairs]
     return np.stack(parts)
 
 

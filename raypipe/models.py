@@ -48,10 +48,10 @@ def build_model(config: TrialConfig, *, steps: int, dim: int, classes: int) -> k
 def mean_pool(x: Any, config: TrialConfig) -> Any:
     """An MLP over the mean and the spread of the steps: what is seen, and how much it changes."""
     mean = ops.mean(x, axis=1)
-    spread = ops.sqrt(ops.var(x, axis=1) + 1e-4)
+    spread = 0.5 * ops.log(ops.var(x, axis=1) + 1e-4)  # its logarithm: one wild step must not rule
     x = ops.concatenate([mean, spread], axis=-1)
     x = layers.Dropout(config.dropout)(x)
-    x = layers.Dense(config.width, activation="relu")(x)
+    x = layers.Dense(config.width, activation="gelu")(x)
     return layers.Dropout(config.dropout)(x)
 
 

@@ -4,6 +4,7 @@ Nothing is opened here but the manifest; a file that is not there is still liste
 with the outcome `failed`.
 """
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -62,7 +63,7 @@ def local_path(address: str) -> str | None:
 def list_videos(source: str) -> Listing:
     """Every video of `source`, sorted by id. Raises UserError for an input that cannot be listed."""
     source = local_path(source) or source
-    if Path(source).suffix.lower() in MANIFEST_SUFFIXES:
+    if _suffix(source) in MANIFEST_SUFFIXES:
         listing = Listing(_read_manifest(source))
     elif "://" in source:
         listing = _list_uri(source)
@@ -77,6 +78,16 @@ def list_videos(source: str) -> Listing:
         raise UserError(f"--input {source}: no videos found{_hint(listing.ignored)}")
     _refuse_duplicates(source, listing.videos)
     return Listing(sorted(listing.videos, key=lambda video: video.video_id), listing.ignored)
+
+
+def _split_options(source: str) -> tuple[str, str]:
+    """A URI without the options of its file system (?region=...), and these; a path as it is."""
+    address, mark, options = source.partition("?") if "://" in source else (source, "", "")
+    return address, mark + options
+
+
+def _suffix(source: str) -> str:
+    return os.path.splitext(_split_options(source)[0])[1].lower()
 
 
 def _hint(ignored: int) -> str:
@@ -106,7 +117,7 @@ def _local_video(path: str, video: Video) -> Video:
     video = replace(video, path=path if path == _as_text(path) else Path(path).as_uri())
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
         return video
     return replace(video, size_bytes=status.st_size, modified_s=status.st_mtime)
 
@@ -116,8 +127,12 @@ def _local_video(path: str, video: Video) -> Video:
 
 def _list_folder(root: Path) -> Listing:
     """Every video below `root`; the first folder on the way to a file is its label."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"--input {root}: {error.filename} cannot be listed: {error.strerror}")
+
     videos, ignored = [], 0
-    for folder, folders, files in os.walk(root):
+    for folder, folders, files in os.walk(root, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             path = os.path.join(folder, name)
@@ -163,12 +178,12 @@ def _list_uri(source: str) -> Listing:
         entries = system.get_file_info(fs.FileSelector(root, recursive=True))
     except (OSError, ValueError) as error:
         raise UserError(f"--input {source}: cannot be listed: {error}") from None
-    scheme, options = source.split("://")[0], source.partition("?")[2]
+    scheme, options = source.split("://")[0], _split_options(source)[1]
     files = [entry for entry in entries if entry.is_file]
     videos = [
         Video(
             video_id=(relative := entry.path[len(root) :].lstrip("/")),
-            path=f"{scheme}://{quote(entry.path)}" + (f"?{options}" if options else ""),
+            path=f"{scheme}://{quote(entry.path)}{options}",
             label=_label_of(relative),
             size_bytes=entry.size,
             modified_s=entry.mtime_ns / 1e9 if entry.mtime_ns else None,
@@ -184,7 +199,8 @@ def _list_uri(source: str) -> Listing:
 
 def _read_manifest(source: str) -> list[Video]:
     rows = _manifest_rows(source)
-    base, remote = os.path.dirname(source), "://" in source
+    address, options = _split_options(source)
+    base, remote = os.path.dirname(address), "://" in source
     videos = []
     for number, row in enumerate(rows, start=1):
         name = row.get("path")
@@ -194,7 +210,7 @@ def _read_manifest(source: str) -> list[Video]:
         label, group, split = (row.get(column) or None for column in ("label", "group", "split"))
         local = local_path(name)
         if local is None or (remote and not local.startswith("/")):
-            path = name if local is None else f"{base}/{name}"
+            path = name if local is None else f"{base}/{quote(name)}{options}"
             videos.append(Video(video_id, path, label, group, split))
         else:
             path = os.path.join(base, local)
@@ -209,7 +225,6 @@ def _read_manifest(source: str) -> list[Video]:
 
 def _manifest_rows(source: str) -> list[dict[str, str]]:
     from pyarrow import ArrowException, csv, fs, parquet
-    from pyarrow import json as arrow_json
 
     try:
         if "://" in source:
@@ -220,10 +235,10 @@ def _manifest_rows(source: str) -> list[dict[str, str]]:
             # Every column as text: a label 01 must not become the number 1.
             ".csv": lambda file: csv.read_csv(file, convert_options=_all_text(_csv_columns(system, inner))),
             ".parquet": parquet.read_table,
-            ".jsonl": arrow_json.read_json,
+            ".jsonl": _read_jsonl,
         }
         with system.open_input_file(inner) as file:
-            table = readers[Path(source).suffix.lower()](file)
+            table = readers[_suffix(source)](file)
     except FileNotFoundError:
         raise UserError(f"--input {source}: no such file") from None
     except (ArrowException, OSError, ValueError) as error:
@@ -232,6 +247,9 @@ def _manifest_rows(source: str) -> list[dict[str, str]]:
         found = ", ".join(table.column_names)
         raise UserError(f"--input {source}: has no column path; its columns are: {found}")
     columns = [column for column in MANIFEST_COLUMNS if column in table.column_names]
+    for column in columns:
+        if table.column_names.count(column) > 1:
+            raise UserError(f"--input {source}: has more than one column {column}")
     return [
         {k: str(v).strip() for k, v in row.items() if v is not None}
         for row in table.select(columns).to_pylist()
@@ -249,4 +267,19 @@ def _all_text(columns: list[str]) -> Any:
     import pyarrow as pa
     from pyarrow import csv
 
-    return csv.ConvertOptions(column_types={name: pa.string() for name in columns}, strings_can_be_null=True)
+    return csv.ConvertOptions(column_types={name: pa.string() for name in columns})
+
+
+def _read_jsonl(file: Any) -> Any:
+    """Every field as text. Arrow's own reader would turn a label that looks like a date into one."""
+    import pyarrow as pa
+
+    rows = []
+    for number, line in enumerate(file.read().split(b"\n"), start=1):
+        if line.strip():
+            try:
+                rows.append({name: v if v is None else str(v) for name, v in json.loads(line).items()})
+            except (ValueError, AttributeError):
+                raise ValueError(f"line {number} is not a JSON object") from None
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: pa.array([row.get(name) for row in rows], pa.string()) for name in names})

@@ -1,0 +1,26 @@
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def shared(name: str) -> Path:
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"needs the real videos in ../shared/{name}, which a clone of raypipe does not have")
+    return SHARED / name
+
+
+@pytest.fixture(scope="session")
+def fights() -> Path:
+    """242 real two-second clips of the Surveillance Camera Fight Dataset, with labels.csv."""
+    return shared("fights")
+
+
+@pytest.fixture(scope="session")
+def wild() -> Path:
+    """41 small real files in many containers and codecs, with index.csv."""
+    return shared("wild")

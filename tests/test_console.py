@@ -1,0 +1,99 @@
+import logging
+import os
+import pty
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from raypipe.console import LOG, LiveLine
+
+PREAMBLE = """
+import time
+from raypipe.console import LOG, LiveLine, run_command
+from raypipe.errors import RunFailed, UserError
+def main():
+"""
+
+
+def command(body: str) -> list[str]:
+    """A command of its own whose main does `body`."""
+    lines = "\n".join(f"    {line}" for line in body.splitlines())
+    return [sys.executable, "-c", f"{PREAMBLE}{lines}\nrun_command(main)"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ("return {'rows': 3}", 0, ""),
+        ("raise UserError('--input x: does not exist')", 2, "error: --input x: does not exist\n"),
+        ("raise RunFailed('3 of 4 failed; go on')", 1, "error: 3 of 4 failed; go on\n"),
+        (
+            "raise KeyboardInterrupt",
+            1,
+            "\nstopped by Ctrl-C; what was finished is kept, run the same command to go on\n",
+        ),
+    ],
+)
+def test_how_a_command_ends(body: str, status: int, said: str) -> None:
+    done = subprocess.run(command(body), capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
+
+
+def test_a_defect_keeps_its_traceback() -> None:
+    done = subprocess.run(command("raise ZeroDivisionError('a defect')"), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback") and "ZeroDivisionError: a defect" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")], ids=["SIGTERM", "SIGINT"]
+)
+def test_a_signal_lets_the_command_clean_up(number: signal.Signals, name: str) -> None:
+    body = """
+try:
+    print("ready", flush=True)
+    time.sleep(60)
+finally:
+    print("cleaned up", flush=True)"""
+    child = subprocess.Popen(command(body), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout and child.stdout.readline() == "ready\n"
+    child.send_signal(number)
+    out, err = child.communicate(timeout=10)
+    assert (child.returncode, out) == (1, "cleaned up\n")
+    assert err == f"\nstopped by {name}; what was finished is kept, run the same command to go on\n"
+
+
+def test_log_lines_carry_the_time_and_the_level_where_it_matters() -> None:
+    done = subprocess.run(command("LOG.info('a')\nLOG.warning('b')"), capture_output=True, text=True)
+    info, warning = done.stderr.splitlines()
+    assert info[2:3] == ":" and info[8:] == " a"
+    assert warning.startswith("warning: ") and warning.endswith(" b")
+
+
+# --- the live line ----------------------------------------------------------------------------------
+
+
+def test_elsewhere_a_log_line_every_ten_seconds(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LOG, "propagate", True)
+    now_s = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    line = LiveLine()
+    with caplog.at_level(logging.INFO, "raypipe"):
+        for now_s in (105.0, 110.0, 111.0, 119.0, 125.0):
+            line.show(f"{now_s:.0f} s")
+    line.close()
+    assert caplog.messages == ["110 s", "125 s"]
+
+
+def test_on_a_terminal_one_line_rewritten_and_cleared() -> None:
+    body = "line = LiveLine()\nline.show('a' * 500)\nline.show('b')\nline.close()"
+    terminal, its_end = pty.openpty()
+    subprocess.run(command(body), stderr=its_end, env=os.environ | {"COLUMNS": "60"}, check=True)
+    shown = os.read(terminal, 10_000).decode()
+    os.close(terminal)
+    os.close(its_end)
+    assert shown == f"\r\x1b[K{'a' * 59}\r\x1b[Kb\r\x1b[K"
