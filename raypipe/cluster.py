@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from dataclasses import dataclass
 from raypipe.errors import RunFailed
 
 LOG = logging.getLogger("raypipe")
+
+ANSWER_TIMEOUT_S = 5.0
+"""How long the cluster at RAY_ADDRESS may take to accept a connection. Ray itself would try for minutes."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,10 @@ class Cluster:
 
 @contextmanager
 def connect() -> Iterator[Cluster]:
-    """Joins or starts the cluster, says where its dashboard is, and leaves it (or ends it) afterwards."""
+    """Joins or starts the cluster, says where its dashboard is, and leaves it (or ends it) afterwards.
+
+    Raises RunFailed where RAY_ADDRESS names no cluster.
+    """
     # Set before Ray is imported. Usage reports would be sent out; the other hides GPUs from workers that
     # claim none, where TensorFlow would otherwise take their memory.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -39,17 +46,19 @@ def connect() -> Iterator[Cluster]:
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     started = not ray.is_initialized()  # tests and notebooks may have their own
     if started:
+        address = os.environ.get("RAY_ADDRESS", "")
         try:
+            _knock(address)
             with _without_log_level_notice():
                 ray.init(
-                    address=os.environ.get("RAY_ADDRESS") or "local",
-                    include_dashboard=None if os.environ.get("RAY_ADDRESS") else True,
+                    address=address or "local",
+                    include_dashboard=None if address else True,
                     logging_level=logging.WARNING,
                     log_to_driver=False,
                 )
-        except (ConnectionError, RuntimeError) as error:
-            where = os.environ.get("RAY_ADDRESS", "local")
-            raise RunFailed(f"RAY_ADDRESS {where}: no Ray cluster: {' '.join(str(error).split())}") from None
+        except (OSError, RuntimeError, ValueError) as error:
+            where = f"RAY_ADDRESS {address}" if address else "this machine"
+            raise RunFailed(f"{where}: no Ray cluster: {' '.join(str(error).split())}") from None
     try:
         cluster = _describe()
         where = f"http://{cluster.dashboard}" if cluster.dashboard else "none"
@@ -58,6 +67,13 @@ def connect() -> Iterator[Cluster]:
     finally:
         if started:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError or ValueError where nothing listens at a `host:port` or `ray://host:port`."""
+    if address not in ("", "auto", "local"):
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_TIMEOUT_S).close()
 
 
 @contextmanager

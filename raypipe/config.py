@@ -109,7 +109,7 @@ class TrialConfig(Section):
     """mean_pool: an MLP over the mean and spread of the steps. bilstm_attention: a BiLSTM, then attention."""
     width: Annotated[int, Field(ge=4, le=4096)] = 64
     """Units of the hidden layers."""
-    dropout: Share = 0.5
+    dropout: Share = 0.3
     """Share of activations dropped in training."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
     """AdamW's step size."""
@@ -148,7 +148,7 @@ SearchSpace = dict[str, list[bool | int | float | str] | Range]
 DEFAULT_SEARCH: SearchSpace = {
     "model": ["mean_pool", "bilstm_attention"],
     "width": [32, 64, 128],
-    "dropout": Range(low=0.3, high=0.7),
+    "dropout": Range(low=0.1, high=0.6),
     "learning_rate": Range(low=5e-5, high=5e-4, log=True),
     "weight_decay": Range(low=0.01, high=0.3, log=True),
 }

@@ -121,7 +121,7 @@ def _decode(reader: "FrameReader", request: ClipRequest, digest: str) -> Decoded
     gap_s = None if request.view == "rgb" else request.motion_gap_s
     packets = reader.scan_packets()
     pts = np.unique([p.pts for p in packets if p.pts is not None]).astype(np.int64)
-    exact = len(packets) > 0 and all(p.pts is not None for p in packets)
+    exact = reader.is_timed and len(packets) > 0 and all(p.pts is not None for p in packets)
 
     pictures: dict[int, Pictures] = {}
     plan = None
@@ -313,6 +313,12 @@ class FrameReader:
         unique = list(dict.fromkeys(self.complaints))
         return "; ".join(unique[:3]) or None
 
+    @property
+    def is_timed(self) -> bool:
+        """False where packets bear wrong times: AVI has none, and for these codecs file order is given."""
+        codec = self.stream.codec_context.codec.canonical_name
+        return self.container.format.name != "avi" or codec not in ("h264", "hevc")
+
     def seconds(self, pts: NDArray[np.int64]) -> NDArray[np.float64]:
         """Seconds from the first frame. A raw stream has no clock, only a frame rate."""
         rate = self.stream.average_rate or Fraction(25)
@@ -372,7 +378,7 @@ class FrameReader:
         """The time of every frame that can be decoded, in order; its number where it has no time."""
         self._restart()
         pts = [frame.pts for _, frames in self._decode_stream() for frame in frames]
-        self.numbered = any(p is None for p in pts) or len(set(pts)) < len(pts)
+        self.numbered = not self.is_timed or any(p is None for p in pts) or len(set(pts)) < len(pts)
         return list(range(len(pts))) if self.numbered else sorted(cast(list[int], pts))
 
     def read_by_time(self, targets: list[int]) -> dict[int, Pictures]:

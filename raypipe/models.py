@@ -41,7 +41,7 @@ def build_model(config: TrialConfig, *, steps: int, dim: int, classes: int) -> k
     inputs = keras.Input((steps, dim), name="features", dtype="float32")
     x = Standardize(name="standardize")(inputs)
     x = MODELS[config.model](x, config)
-    logits = layers.Dense(classes, dtype="float32", name="logits")(x)
+    logits = layers.Dense(classes, kernel_initializer="zeros", dtype="float32", name="logits")(x)
     return keras.Model(inputs, logits, name=config.model)
 
 

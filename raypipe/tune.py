@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("raypipe")
 
 OUT_OF_FOLD_FILE = "out_of_fold.npy"
-GRACE_EPOCHS = 12
+GRACE_EPOCHS = 15
 """Epochs every trial gets before another can push it out."""
 REPORT_EVERY_S = 5.0
 

@@ -25,11 +25,16 @@ def write_video(
     fps: int = 30,
     codec: str = "libx264",
     options: Mapping[str, str] | None = None,
+    index_first: bool = False,
 ) -> Path:
-    """Encodes `frames` frames into the container that the path's suffix names."""
+    """Encodes `frames` frames into the container that the path's suffix names.
+
+    An MP4's index is at its end, or with `index_first` at its start.
+    """
     width, height = size
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
+    flags = {"movflags": "+faststart"} if index_first and path.suffix == ".mp4" else {}
+    with av.open(str(path), "w", options=flags) as container:
         stream = container.add_stream(codec, rate=Fraction(fps), options=dict(options or {}))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for number in range(frames):

@@ -1,0 +1,455 @@
+import csv
+import ctypes
+import os
+import shutil
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from av.stream import Disposition
+from bucket import serve_bucket
+from clips import turn_video, write_video
+from numpy.typing import NDArray
+
+from raypipe.decode import ClipRequest, DecodedClip, DecodeError, decode_clip, motion_picture
+from raypipe.sampling import plan_frames, uniform_positions
+
+SIZE = 64
+REQUEST = ClipRequest(
+    frames=6,
+    size=SIZE,
+    view="both",
+    motion_gap_s=0.1,
+    min_frames=2,
+    max_pixels=1 << 24,
+    max_packets=10_000,
+)
+RGB = replace(REQUEST, view="rgb")
+
+
+def decode(path: Path, request: ClipRequest = REQUEST) -> DecodedClip:
+    return decode_clip(str(path), request)
+
+
+def failure(path: Path | str, request: ClipRequest = REQUEST) -> tuple[str, str]:
+    """The reason and the message with which a file is given up."""
+    with pytest.raises(DecodeError) as caught:
+        decode_clip(str(path), request)
+    return caught.value.reason, str(caught.value)
+
+
+def opencv_frames(path: Path) -> NDArray[np.uint8]:
+    """Every frame in RGB [N, H, W, 3], as another decoder gives them."""
+    capture, frames = cv2.VideoCapture(str(path)), []
+    while (read := capture.read())[0]:
+        frames.append(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB))
+    return np.stack(frames)
+
+
+def every_frame(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Every frame scaled to SIZE [N, SIZE, SIZE, 3], and its time, by decoding all of the file."""
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+    small = [f.reformat(SIZE, SIZE, "rgb24", interpolation="AREA").to_ndarray() for f in frames]
+    return np.stack(small), np.array([frame.time - frames[0].time for frame in frames])
+
+
+# --- the pictures -----------------------------------------------------------------------------------
+
+CODECS = [
+    ("h264-12.mp4", "libx264", {"g": "12", "bf": "3"}),
+    ("h264-250.mp4", "libx264", {"g": "250", "bf": "3"}),
+    ("open-gop.mkv", "libx264", {"x264-params": "open-gop=1:keyint=12:bframes=3"}),
+    ("h264.ts", "libx264", {"g": "12"}),
+    ("mpeg4.avi", "mpeg4", {"g": "12", "bf": "2"}),
+    ("h264.avi", "libx264", {"bf": "3"}),  # AVI has no times for frames that are stored out of order
+    ("vp9.webm", "libvpx-vp9", {"g": "12", "deadline": "realtime", "cpu-used": "8"}),
+    ("hevc.mp4", "libx265", {"x265-params": "log-level=none:keyint=12"}),
+    ("mpeg2.mpg", "mpeg2video", {"g": "12", "bf": "2"}),
+    ("raw.h264", "libx264", {"g": "12"}),
+]
+
+
+@pytest.mark.parametrize(("name", "codec", "options"), CODECS, ids=[name for name, _, _ in CODECS])
+def test_pictures_equal_those_of_another_decoder(
+    name: str, codec: str, options: dict[str, str], tmp_path: Path
+) -> None:
+    path = write_video(tmp_path / name, codec=codec, options=options, frames=100, size=(SIZE, SIZE))
+    reference = opencv_frames(path)
+    assert len(reference) == 100
+    clip = decode(path, RGB)
+    np.testing.assert_array_equal(clip.pictures, reference[uniform_positions(100, 6)])
+    assert (clip.facts.frame_count, clip.message, clip.frame_ok) == (100, None, [True] * 6)
+
+
+@pytest.mark.parametrize("keyframes", [12, 250])
+@pytest.mark.parametrize("steps", [1, 6, 16, 64])
+def test_pictures_equal_those_of_a_full_decode(keyframes: int, steps: int, tmp_path: Path) -> None:
+    options = {"g": str(keyframes), "bf": "3"}
+    path = write_video(tmp_path / "clip.mp4", options=options, frames=300, size=(160, 96))
+    pictures, times_s = every_frame(path)
+    plan = plan_frames(times_s, count=steps, motion_gap_s=0.1)
+    clip = decode(path, replace(REQUEST, frames=steps))
+    np.testing.assert_array_equal(clip.pictures[:steps], pictures[plan.frames])
+    pairs = zip(pictures[plan.frames], pictures[plan.partners], strict=True)
+    np.testing.assert_array_equal(clip.pictures[steps:], [motion_picture(*pair) for pair in pairs])
+    assert clip.frame_pts_s == pytest.approx(times_s[plan.frames])
+
+
+@pytest.fixture(scope="module")
+def clip_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """100 frames of H.264 with a keyframe every 12."""
+    return write_video(tmp_path_factory.mktemp("clips") / "clip.mp4", frames=100, options={"g": "12"})
+
+
+def test_views(clip_path: Path) -> None:
+    both, rgb, motion = (decode(clip_path, replace(REQUEST, view=view)) for view in ("both", "rgb", "motion"))
+    assert [view.pictures.shape for view in (both, rgb, motion)] == [
+        (12, SIZE, SIZE, 3),
+        (6, SIZE, SIZE, 3),
+        (6, SIZE, SIZE, 3),
+    ]
+    assert both.pictures.shape == REQUEST.pictures_shape
+    np.testing.assert_array_equal(both.pictures[6:], motion.pictures)
+    np.testing.assert_array_equal(both.pictures[0], rgb.pictures[0])
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "shown"),
+    [
+        (100, 100, 127),
+        (100, 110, 142),
+        (110, 100, 112),
+        (100, 101, 128),  # 128.5 to the even number
+        (0, 255, 255),
+        (255, 0, 0),
+        (0, 85, 254),
+        (0, 86, 255),
+    ],
+)
+def test_a_motion_picture_is_grey_where_nothing_moved(earlier: int, later: int, shown: int) -> None:
+    before, after = (np.full((1, 1, 3), value, np.uint8) for value in (earlier, later))
+    assert motion_picture(before, after).tolist() == [[[shown] * 3]]
+
+
+def test_a_short_video_repeats_frames(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "two.mp4", frames=2)
+    pictures, _ = every_frame(path)
+    clip = decode(path, replace(RGB, min_frames=4))
+    np.testing.assert_array_equal(clip.pictures, pictures[[0, 0, 0, 1, 1, 1]])
+    assert clip.frame_ok == [True] * 6
+    assert clip.facts.duration_s == pytest.approx(2 / 30)
+
+
+def test_a_single_frame_shows_no_motion(tmp_path: Path) -> None:
+    clip = decode(write_video(tmp_path / "one.mp4", frames=1))
+    assert (clip.pictures[6:] == 127).all()
+    assert clip.facts.frame_count == 1 and clip.frame_pts_s == [0.0] * 6
+
+
+def test_a_turned_video_is_shown_upright(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", size=(SIZE, SIZE))
+    lying = decode(path, RGB).pictures
+    clip = decode(turn_video(path), RGB)
+    np.testing.assert_array_equal(clip.pictures, np.rot90(lying, -1, axes=(1, 2)))
+    np.testing.assert_array_equal(clip.pictures, opencv_frames(path)[uniform_positions(60, 6)])
+    facts = decode(turn_video(write_video(tmp_path / "b.mp4", size=(128, 96)))).facts
+    assert (facts.width, facts.height, facts.rotation) == (96, 128, -90)
+
+
+def test_facts(clip_path: Path) -> None:
+    facts = decode(clip_path).facts
+    assert (facts.width, facts.height, facts.rotation, facts.frame_count) == (128, 96, 0, 100)
+    assert (facts.codec, facts.container.split(",")[0]) == ("h264", "mov")
+    assert (facts.fps, facts.duration_s) == pytest.approx((30, 100 / 30))
+
+
+def test_copies_have_one_digest_and_other_files_another(clip_path: Path, tmp_path: Path) -> None:
+    copy = shutil.copy(clip_path, tmp_path / "copy.mp4")
+    other = write_video(tmp_path / "other.mp4", frames=99)
+    digests = [decode(path).content_digest for path in (clip_path, Path(copy), other)]
+    assert digests[0] == digests[1] != digests[2]
+    assert len(digests[0]) == 16
+
+
+# --- where files lie --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [b"a\xff\xfe.mp4", b"a\nb %41#?.mp4", b"no suffix"])
+def test_odd_names(name: bytes, clip_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(name)
+    shutil.copy(clip_path, path)
+    expected = decode(clip_path).pictures
+    np.testing.assert_array_equal(decode(path).pictures, expected)
+    np.testing.assert_array_equal(decode_clip(path.as_uri(), REQUEST).pictures, expected)
+
+
+@pytest.mark.parametrize("name", ["a b.mp4", "raw.h264"])
+def test_a_video_in_a_bucket(
+    name: str, clip_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = clip_path if name.endswith("mp4") else write_video(tmp_path / name)
+    with serve_bucket({name: path.read_bytes()}, monkeypatch) as options:
+        clip = decode_clip(f"s3://bucket/{name.replace(' ', '%20')}{options}", REQUEST)
+        np.testing.assert_array_equal(clip.pictures, decode(path).pictures)
+        assert clip.content_digest == decode(path).content_digest
+        assert failure(f"s3://bucket/none.mp4{options}")[0] == "missing"
+    assert failure("s3://bucket/not a uri.mp4")[0] == "unreadable"
+
+
+# --- files that are no videos -----------------------------------------------------------------------
+
+
+def write_text(path: Path) -> None:
+    path.write_text("This is not a video.\n" * 100)
+
+
+def write_noise(path: Path) -> None:
+    path.write_bytes(np.random.default_rng(0).bytes(10_000))
+
+
+def write_sound(path: Path, *, cover: bool = False) -> None:
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("aac", rate=8000)
+        if cover:
+            picture = container.add_stream("png", rate=1)
+            picture.width, picture.height, picture.pix_fmt = 32, 32, "rgb24"
+            picture.disposition = Disposition.attached_pic
+            image = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")
+            container.mux([*picture.encode(image), *picture.encode(None)])
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        silence.rate = 8000
+        container.mux([*sound.encode(silence), *sound.encode(None)])
+
+
+@pytest.mark.parametrize(
+    ("make", "reason", "message"),
+    [
+        (lambda path: None, "missing", "no such file"),
+        (lambda path: path.mkdir(), "unreadable", "not a regular file"),
+        (lambda path: os.mkfifo(path), "unreadable", "not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "unreadable", "not a regular file"),
+        (lambda path: path.symlink_to(path), "unreadable", "Too many levels of symbolic links"),
+        (lambda path: path.touch(), "not_video", "the file is empty"),
+        (write_text, "not_video", "Invalid data found when processing input"),
+        (write_noise, "not_video", "Invalid data found when processing input"),
+        (write_sound, "not_video", "no video stream in this mov,mp4,m4a,3gp,3g2,mj2 file"),
+        (lambda path: write_sound(path, cover=True), "not_video", "its only picture is cover art"),
+    ],
+    ids=["missing", "folder", "fifo", "device", "loop", "empty", "text", "noise", "sound", "cover"],
+)
+@pytest.mark.timeout(20)
+def test_a_file_that_is_no_video(make, reason: str, message: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    make(tmp_path / "clip.mp4")
+    assert failure(tmp_path / "clip.mp4") == (reason, message)
+    assert failure((tmp_path / "clip.mp4").as_uri()) == (reason, message)
+
+
+def test_larger_than_allowed(clip_path: Path) -> None:
+    pixels, packets = replace(REQUEST, max_pixels=128 * 96 - 1), replace(REQUEST, max_packets=99)
+    assert failure(clip_path, pixels) == ("too_large", "128x96 pixels are more than --max-pixels 12287")
+    assert failure(clip_path, packets) == ("too_large", "more than --max-packets 99 frames")
+    decode(clip_path, replace(REQUEST, max_pixels=128 * 96, max_packets=100))
+
+
+SCRIPTS = {
+    "ffconcat": "ffconcat version 1.0\nfile other.mp4\n",
+    "ffconcat of an address": "ffconcat version 1.0\nfile {folder}/other.mp4\nfile http://{host}/other.mp4\n",
+    "HLS": "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\nother.mp4\n#EXT-X-ENDLIST\n",
+    "HLS of an address": "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\nhttp://{host}/o.ts\n#EXT-X-ENDLIST\n",
+    "DASH": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period>'
+    '<AdaptationSet mimeType="video/mp4"><Representation id="1" bandwidth="1"><BaseURL>other.mp4</BaseURL>'
+    "</Representation></AdaptationSet></Period></MPD>",
+    "SDP": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n",
+}
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".m3u8", ".ffconcat", ".mpd"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_reads_nothing(script: str, suffix: str, clip_path: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.mp4"
+    shutil.copy(clip_path, other)
+    with Watch(other) as watch, Listener() as listener:
+        path = tmp_path / f"clip{suffix}"
+        path.write_text(SCRIPTS[script].format(folder=tmp_path, host=listener.address))
+        assert failure(path)[0] == "not_video"
+        assert not watch.opened() and not listener.called()
+
+
+def test_the_watch_and_the_listener_would_notice(tmp_path: Path) -> None:
+    other = tmp_path / "other.mp4"
+    other.write_text("x")
+    with Watch(other) as watch, Listener() as listener:
+        assert not watch.opened() and not listener.called()
+        other.read_text()
+        socket.create_connection(listener.socket.getsockname()).close()
+        assert watch.opened() and listener.called()
+
+
+class Watch:
+    """Tells whether a file was opened, by this process or its libraries (inotify)."""
+
+    IN_OPEN = 0x20
+
+    def __init__(self, path: Path) -> None:
+        libc = ctypes.CDLL(None)
+        self._queue = libc.inotify_init1(os.O_NONBLOCK)
+        libc.inotify_add_watch(self._queue, os.fsencode(path), self.IN_OPEN)
+
+    def __enter__(self) -> "Watch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._queue)
+
+    def opened(self) -> bool:
+        try:
+            return bool(os.read(self._queue, 4096))
+        except BlockingIOError:
+            return False
+
+
+class Listener:
+    """A server that tells whether anybody called."""
+
+    def __init__(self) -> None:
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.socket.setblocking(False)
+        self.address = "{}:{}".format(*self.socket.getsockname())
+
+    def __enter__(self) -> "Listener":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def called(self) -> bool:
+        try:
+            self.socket.accept()[0].close()
+        except BlockingIOError:
+            return False
+        return True
+
+
+# --- damage -----------------------------------------------------------------------------------------
+
+
+def test_a_file_cut_in_its_index_is_no_video(clip_path: Path, tmp_path: Path) -> None:
+    assert failure(cut(clip_path, tmp_path, 0.5)) == (
+        "not_video",
+        "Invalid data found when processing input",
+    )
+
+
+@pytest.mark.parametrize("name", ["clip.ts", "clip.mkv", "clip.avi", "fast.mp4"])
+def test_a_cut_file_gives_what_is_there(name: str, tmp_path: Path) -> None:
+    """The frames that are there are the whole file's; the last ones may be missing."""
+    path = write_video(tmp_path / name, frames=100, options={"g": "12"}, index_first=True)
+    whole, _ = every_frame(path)
+    clip = decode(cut(path, tmp_path, 0.5), replace(RGB, frames=16))
+    assert 30 < clip.facts.frame_count < 70
+    assert clip.frame_ok[:14] == [True] * 14
+    positions = uniform_positions(clip.facts.frame_count, 16)
+    np.testing.assert_array_equal(clip.pictures[:14], whole[positions[:14]])
+    assert_repeats(clip)
+
+
+@pytest.mark.parametrize("keyframes", [12, 250])
+def test_a_hole_in_the_middle_is_filled_with_the_last_good_frame(keyframes: int, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.mp4", frames=100, options={"g": str(keyframes)})
+    whole, _ = every_frame(path)
+    content = bytearray(path.read_bytes())
+    start, end = (content.index(b"mdat") + len(content) * share // 100 for share in (30, 50))
+    content[start:end] = bytes(end - start)
+    path.write_bytes(content)
+    clip = decode(path, replace(RGB, frames=50))
+    assert clip.facts.frame_count == 100
+    assert not all(clip.frame_ok) and clip.message
+    before = clip.frame_ok.index(False)
+    np.testing.assert_array_equal(clip.pictures[:before], whole[uniform_positions(100, 50)[:before]])
+    if keyframes == 12:
+        np.testing.assert_array_equal(clip.pictures[-1], whole[-1])
+    assert_repeats(clip)
+
+
+def test_too_little_is_left(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.mp4", frames=100)
+    content = bytearray(path.read_bytes())
+    start, end = content.index(b"mdat") + 4, content.rindex(b"moov") - 4
+    middle = start + (end - start) // 2
+    content[middle:end] = bytes(end - middle)
+    path.write_bytes(content)
+    good = sum(decode(path, replace(RGB, frames=50, min_frames=1)).frame_ok)
+    assert 0 < good < 50
+    reason, message = failure(path, replace(RGB, frames=50, min_frames=good + 1))
+    assert reason == "damaged" and message.startswith(f"{good} of 50 frames could be decoded; ")
+    content[start:end] = bytes(end - start)
+    path.write_bytes(content)
+    assert failure(path)[0] == "no_frames"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_flipped_bytes_never_raise_anything_else(seed: int, clip_path: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(seed)
+    content = np.frombuffer(clip_path.read_bytes(), np.uint8).copy()
+    content[rng.integers(len(content), size=200)] ^= 0xFF
+    (tmp_path / "clip.mp4").write_bytes(content.tobytes())
+    try:
+        clip = decode(tmp_path / "clip.mp4")
+    except DecodeError as error:
+        assert error.reason in ("not_video", "no_frames", "damaged", "too_large")
+    else:
+        assert clip.pictures.shape == REQUEST.pictures_shape
+
+
+def cut(path: Path, folder: Path, share: float) -> Path:
+    content = path.read_bytes()
+    shorter = folder / f"cut{path.suffix}"
+    shorter.write_bytes(content[: int(len(content) * share)])
+    return shorter
+
+
+def assert_repeats(clip: DecodedClip) -> None:
+    """Each step that is not ok shows the last good one, or the first good one."""
+    shown = clip.frame_ok.index(True)
+    for step, ok in enumerate(clip.frame_ok):
+        shown = step if ok else shown
+        np.testing.assert_array_equal(clip.pictures[step], clip.pictures[shown])
+
+
+# --- real files -------------------------------------------------------------------------------------
+
+
+def test_wild_files_are_what_ffprobe_says(wild: Path) -> None:
+    with open(wild / "index.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = ("frames", "width", "height", "rotation")
+    expected = {row["name"]: (row["codec"], *(int(row[column]) for column in columns)) for row in rows}
+    # Packets that show nothing are noticed where one was to be a sampled frame, so many are sampled.
+    facts = {name: decode(wild / name, replace(RGB, frames=64)).facts for name in expected}
+    assert len(expected) == 41
+    assert {n: (f.codec, f.frame_count, f.width, f.height, f.rotation) for n, f in facts.items()} == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["decord__video_180.mov", "decord__video_270.mov", "mei__with-gps.mov", "ExoPlayer__video_1.mp4"]
+)
+def test_wild_turned_files_stand_as_opencv_shows_them(name: str, wild: Path) -> None:
+    reference = opencv_frames(wild / name)
+    picture = decode(wild / name, replace(RGB, frames=1)).pictures[0].astype(float)
+    upright = cv2.resize(reference[0], (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+    off = [np.abs(picture - np.rot90(upright, turns)).mean() for turns in range(4)]
+    assert off[0] < min(off[1:]) / 8
+
+
+@pytest.mark.parametrize("name", ["fight/fi001.mp4", "fight/fi050.mp4", "noFight/nofi001.mp4"])
+def test_fights_equal_a_full_decode(name: str, fights: Path) -> None:
+    pictures, times_s = every_frame(fights / name)
+    plan = plan_frames(times_s, count=16, motion_gap_s=0.1)
+    clip = decode(fights / name, replace(REQUEST, frames=16))
+    np.testing.assert_array_equal(clip.pictures[:16], pictures[plan.frames])
+    assert clip.facts.frame_count == len(pictures)

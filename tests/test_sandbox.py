@@ -1,0 +1,212 @@
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clips import write_video
+
+from raypipe.decode import ClipRequest, DecodeError, decode_clip
+from raypipe.sandbox import Limits, Sandbox
+
+REQUEST = ClipRequest(
+    frames=4,
+    size=64,
+    view="both",
+    motion_gap_s=0.1,
+    min_frames=2,
+    max_pixels=1 << 26,
+    max_packets=10_000,
+)
+LIMITS = Limits(timeout_s=30, max_memory_mb=1024)
+
+
+class Counting(Sandbox):
+    """Counts its children, and does something to each as it starts."""
+
+    def __init__(self, limits: Limits = LIMITS, *, harm: Callable[[int, int], None] | None = None) -> None:
+        super().__init__(REQUEST, limits)
+        self.pids: list[int] = []
+        self._harm = harm
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        child = super()._start()
+        self.pids.append(child.pid)
+        if self._harm:
+            self._harm(child.pid, len(self.pids))
+        return child
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_video(tmp_path_factory.mktemp("clips") / "clip.mp4"))
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Counting]:
+    with Counting() as sandbox:
+        yield sandbox
+
+
+def failure(sandbox: Sandbox, path: str) -> tuple[str, str]:
+    with pytest.raises(DecodeError) as caught:
+        sandbox.decode(path)
+    return caught.value.reason, str(caught.value)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        time.sleep(0.01)
+
+
+def test_a_clip_is_what_decoding_here_gives(clip: str, sandbox: Counting) -> None:
+    here, there = decode_clip(clip, REQUEST), sandbox.decode(clip)
+    np.testing.assert_array_equal(there.pictures, here.pictures)
+    assert (there.frame_pts_s, there.frame_ok, there.facts, there.content_digest, there.message) == (
+        here.frame_pts_s,
+        here.frame_ok,
+        here.facts,
+        here.content_digest,
+        here.message,
+    )
+
+
+def test_one_child_decodes_many_files(clip: str, sandbox: Counting, tmp_path: Path) -> None:
+    other = write_video(tmp_path / os.fsdecode(b"an\xff\n other.mp4"), frames=30)
+    first = sandbox.decode(clip)
+    kept = first.pictures.copy()
+    assert failure(sandbox, str(tmp_path / "none.mp4")) == ("missing", "no such file")
+    assert sandbox.decode(str(other)).facts.frame_count == 30
+    before_s = sandbox.cpu_s()
+    sandbox.decode(clip)
+    assert 0 < before_s < sandbox.cpu_s()
+    assert len(sandbox.pids) == 1
+    np.testing.assert_array_equal(first.pictures, kept)  # not the memory of the next clip
+
+
+def test_the_child_is_confined(clip: str, sandbox: Counting) -> None:
+    sandbox.decode(clip)
+    limits = Path(f"/proc/{sandbox.pids[0]}/limits").read_text()
+    soft_and_hard = {line[:25].strip(): line[25:].split()[:2] for line in limits.splitlines()}
+    assert soft_and_hard["Max core file size"] == ["0", "0"]
+    assert soft_and_hard["Max address space"] == [str(1024 << 20)] * 2
+
+
+# --- what can happen to a child ---------------------------------------------------------------------
+
+
+def test_a_child_killed_between_files_costs_nothing(clip: str, sandbox: Counting) -> None:
+    sandbox.decode(clip)
+    os.kill(sandbox.pids[0], signal.SIGKILL)
+    wait_until(lambda: not is_alive(sandbox.pids[0]))
+    assert sandbox.decode(clip).frame_ok == [True] * 4
+    assert len(sandbox.pids) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP])
+def test_a_file_is_not_blamed_for_one_lost_child(number: signal.Signals, clip: str) -> None:
+    def harm(pid: int, start: int) -> None:
+        if start == 1:
+            os.kill(pid, number)
+
+    with Counting(Limits(timeout_s=5, max_memory_mb=1024), harm=harm) as sandbox:
+        assert sandbox.decode(clip).frame_ok == [True] * 4
+        assert len(sandbox.pids) == 2 and not is_alive(sandbox.pids[0])
+
+
+def test_a_file_is_blamed_for_two_lost_children(clip: str) -> None:
+    def harm(pid: int, start: int) -> None:
+        if start <= 2:
+            os.kill(pid, signal.SIGSEGV)
+
+    with Counting(harm=harm) as sandbox:
+        assert failure(sandbox, clip) == ("crash", "the decoder died of SIGSEGV")
+        assert sandbox.decode(clip).frame_ok == [True] * 4  # the next file has a child of its own
+        assert len(sandbox.pids) == 3
+
+
+def test_time_limit(clip: str) -> None:
+    started_s = time.monotonic()
+    with Counting(
+        Limits(timeout_s=0.4, max_memory_mb=1024), harm=lambda pid, _: os.kill(pid, signal.SIGSTOP)
+    ) as s:
+        assert failure(s, clip) == ("timeout", "no answer within --timeout-s 0.4")
+        assert 0.8 <= time.monotonic() - started_s < 2
+        assert len(s.pids) == 2 and not any(is_alive(pid) for pid in s.pids)
+
+
+def test_memory_limit(clip: str, tmp_path: Path) -> None:
+    """A picture of 8,000 x 8,000 takes 96 MB decoded, and the codec keeps several."""
+    large = write_video(tmp_path / "large.mp4", size=(8000, 8000), frames=2, codec="mpeg4")
+    with Counting(Limits(timeout_s=30, max_memory_mb=512)) as sandbox:
+        assert failure(sandbox, str(large))[0] == "out_of_memory"
+        assert sandbox.decode(clip).frame_ok == [True] * 4
+    with Counting() as sandbox:
+        assert sandbox.decode(str(large)).facts.width == 8000
+
+
+def test_last_words_are_kept(clip: str) -> None:
+    """With so little memory the child does not come as far as decoding."""
+    with Counting(Limits(timeout_s=30, max_memory_mb=64)) as sandbox:
+        reason, message = failure(sandbox, clip)
+    assert reason in ("crash", "out_of_memory")
+    assert message.startswith("the decoder ended with status ") and len(message.split(": ", 1)[1]) > 10
+
+
+def test_closing_leaves_nothing_behind(clip: str) -> None:
+    before = os.listdir("/proc/self/fd")
+    with Counting() as sandbox:
+        sandbox.decode(clip)
+        assert is_alive(sandbox.pids[0]) and len(os.listdir("/proc/self/fd")) > len(before)
+    assert not is_alive(sandbox.pids[0])
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_a_child_does_not_outlive_its_parent(clip: str) -> None:
+    code = f"""
+import sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_sandbox import Counting
+sandbox = Counting()
+sandbox.decode({clip!r})
+print(sandbox.pids[0], flush=True)
+time.sleep(60)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout
+    child = int(parent.stdout.readline())
+    os.kill(child, signal.SIGSTOP)  # so it cannot notice by itself that its input has ended
+    assert is_alive(child)
+    parent.kill()
+    parent.communicate()
+    wait_until(lambda: not is_alive(child))
+
+
+def test_a_thread_that_ends_takes_the_child_but_not_the_sandbox(clip: str, sandbox: Counting) -> None:
+    thread = threading.Thread(target=sandbox.decode, args=(clip,))
+    thread.start()
+    thread.join()
+    assert sandbox.decode(clip).frame_ok == [True] * 4
+
+
+def test_ctrl_c_is_not_the_childs_to_handle(clip: str, sandbox: Counting) -> None:
+    sandbox.decode(clip)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(sandbox.pids[0], signal.SIGINT)
+    sandbox.decode(clip)
+    assert len(sandbox.pids) == 1
