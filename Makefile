@@ -47,7 +47,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	    exit 1; } >&2
 	@echo "1/2 making $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
-	@echo '2/2 installing raypipe, TensorFlow, Ray and the rest: about 2 GB, some minutes'
+	@echo '2/2 installing raypipe, TensorFlow, Ray and the rest: about 3 GB, some minutes'
 	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,test]'
 	@touch $@
 

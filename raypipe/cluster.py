@@ -47,8 +47,9 @@ def connect() -> Iterator[Cluster]:
     started = not ray.is_initialized()  # tests and notebooks may have their own
     if started:
         address = os.environ.get("RAY_ADDRESS", "")
+        where = f"RAY_ADDRESS {address}" if address else "this machine"
+        _refuse_unanswered(address)
         try:
-            _knock(address)
             with _without_log_level_notice():
                 ray.init(
                     address=address or "local",
@@ -57,7 +58,6 @@ def connect() -> Iterator[Cluster]:
                     log_to_driver=False,
                 )
         except (OSError, RuntimeError, ValueError) as error:
-            where = f"RAY_ADDRESS {address}" if address else "this machine"
             raise RunFailed(f"{where}: no Ray cluster: {' '.join(str(error).split())}") from None
     try:
         cluster = _describe()
@@ -69,11 +69,20 @@ def connect() -> Iterator[Cluster]:
             ray.shutdown()
 
 
-def _knock(address: str) -> None:
-    """Raises OSError or ValueError where nothing listens at a `host:port` or `ray://host:port`."""
-    if address not in ("", "auto", "local"):
-        host, _, port = address.removeprefix("ray://").rpartition(":")
+def _refuse_unanswered(address: str) -> None:
+    """Raises RunFailed where nothing listens at a `host:port` or `ray://host:port`."""
+    if address in ("", "auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise RunFailed(f"RAY_ADDRESS {address}: must be host:port, or unset for a cluster on this machine")
+    try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise RunFailed(
+            f"RAY_ADDRESS {address}: no Ray cluster answers there ({error}); "
+            "start it, or unset RAY_ADDRESS for a cluster on this machine"
+        ) from None
 
 
 @contextmanager

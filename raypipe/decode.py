@@ -276,6 +276,9 @@ def video_stream(container: InputContainer, max_pixels: int) -> VideoStream:
 
 
 def _words(error: BaseException) -> str:
+    """What the library says. That memory ran out says nothing about the file, so that error goes on."""
+    if isinstance(error, MemoryError):
+        raise error
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
@@ -440,7 +443,7 @@ class FrameReader:
     def picture(self, frame: VideoFrame) -> Pictures:
         """The frame upright, `size` x `size`, straight from its own pixel format."""
         size = self._request.size
-        small = frame.reformat(width=size, height=size, format="rgb24", interpolation="AREA")
+        small = frame.reformat(size, size, "rgb24", interpolation="AREA", threads=1)
         return np.ascontiguousarray(np.rot90(small.to_ndarray(), quarter_turns(frame.rotation)))
 
     def facts(self, times_s: NDArray[np.float64]) -> VideoFacts:

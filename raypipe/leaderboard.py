@@ -12,6 +12,7 @@ from raypipe.report import EpochResult, TrialResult, leaderboard
 from raypipe.store import write_atomically
 
 NAN = float("nan")
+CSV_COLUMNS = "trial status score metric accuracy accuracy_low accuracy_high epochs_run best_epoch wall_s message"
 
 
 def pending_trial(trial_id: str, config: TrialConfig) -> TrialResult:
@@ -93,11 +94,8 @@ class Leaderboard:
         """One row per trial, best first, every field of its config a column."""
         file = io.StringIO()
         settings = list(TrialConfig.model_fields)
-        columns = (
-            "trial status score metric accuracy accuracy_low accuracy_high epochs best_epoch wall_s message"
-        )
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*columns.split(), *settings])
+        writer.writerow([*CSV_COLUMNS.split(), *settings])
         for t in self.trials:
             low, high = t.accuracy_interval
             scores = [_exact(value) for value in (t.score, t.accuracy, low, high)]

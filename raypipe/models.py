@@ -14,32 +14,23 @@ from numpy.typing import NDArray
 from raypipe.config import TrialConfig
 
 
-@keras.saving.register_keras_serializable("raypipe")
-class Standardize(layers.Layer):
-    """(x - mean) / spread for each of the D features; the statistics are weights, not trained."""
-
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        size = (input_shape[-1],)
-        self.mean = self.add_weight(name="mean", shape=size, initializer="zeros", trainable=False)
-        self.spread = self.add_weight(name="spread", shape=size, initializer="ones", trainable=False)
-
-    def call(self, x: Any) -> Any:
-        return (ops.cast(x, self.compute_dtype) - self.mean) / self.spread
-
-
 def feature_statistics(features: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and spread [D] over clips and steps of features [N, T, D], for `Standardize`."""
+    """Mean and variance [D] over clips and steps of features [N, T, D], for the layer `standardize`."""
     flat = features.reshape(-1, features.shape[-1])
     mean = flat.mean(axis=0, dtype=np.float64)
     square = np.einsum("nd,nd->d", flat, flat, dtype=np.float64) / len(flat)
-    spread = np.sqrt(np.maximum(square - mean**2, 0.0))
-    return mean.astype(np.float32), np.maximum(spread, 1e-3).astype(np.float32)
+    variance = np.maximum(square - mean**2, 1e-6)
+    return mean.astype(np.float32), variance.astype(np.float32)
 
 
 def build_model(config: TrialConfig, *, steps: int, dim: int, classes: int) -> keras.Model:
     """The model that `config` names, for features [steps, dim]."""
     inputs = keras.Input((steps, dim), name="features", dtype="float32")
-    x = Standardize(name="standardize")(inputs)
+    # A batch norm that never learns: its statistics are set once, from the clips that train. It is a
+    # layer that plain Keras loads, and its statistics are weights, which folds can exchange.
+    x = layers.BatchNormalization(center=False, scale=False, epsilon=0.0, name="standardize", trainable=False)(
+        inputs
+    )
     x = MODELS[config.model](x, config)
     logits = layers.Dense(classes, kernel_initializer="zeros", dtype="float32", name="logits")(x)
     return keras.Model(inputs, logits, name=config.model)

@@ -64,6 +64,7 @@ class Sandbox:
         self._kill()
         self._stderr.close()
         self._pixels.close()
+        self._shared = self._shared[:0].copy()  # unmaps it
 
     def decode(self, path: str) -> DecodedClip:
         """The clip of the file at `path`. Raises DecodeError within twice the time limit."""

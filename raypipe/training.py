@@ -134,8 +134,8 @@ def _standardized(
     """The initial state with the features' statistics over the clips that train, and no others."""
     from raypipe.models import feature_statistics
 
-    mean, spread = feature_statistics(clips.features[positions])
-    values = {"standardize/mean": mean, "standardize/spread": spread}
+    mean, variance = feature_statistics(clips.features[positions])
+    values = {"standardize/moving_mean": mean, "standardize/moving_variance": variance}
     paths = [variable.path for variable in engine.model.variables]
     return [
         next((value for end, value in values.items() if path.endswith(end)), weight)

@@ -341,7 +341,7 @@ def board_callback(board: Leaderboard, fixed: TrialConfig, page: Callable[[], No
             self._end(trial, "done" if finished else "pruned", "")
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-            self._end(trial, "failed", error_sentence(trial.get_error()))
+            self._end(trial, "failed", error_sentence(Path(trial.error_file).read_text()))
 
         def _end(self, trial: Any, status: str, message: str) -> None:
             board.put(replace(board.get(trial_number(trial.trial_id)), status=status, message=message))
@@ -361,9 +361,9 @@ def board_callback(board: Leaderboard, fixed: TrialConfig, page: Callable[[], No
     return BoardCallback()
 
 
-def error_sentence(error: BaseException | None) -> str:
-    """The last line of an error, which says what went wrong; the traceback is in the trial's folder."""
-    lines = str(error).strip().splitlines()
+def error_sentence(text: str) -> str:
+    """The last line of an error, which says what went wrong; all of it is in the trial's error.txt."""
+    lines = text.strip().splitlines()
     return lines[-1].strip() if lines else "unknown error"
 
 

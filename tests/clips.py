@@ -1,6 +1,6 @@
 """Small real videos for tests: coloured squares that move over a gradient, no frame like another."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,8 +8,14 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+Frame = NDArray[np.uint8]
 
-def draw_frame(number: int, width: int, height: int) -> NDArray[np.uint8]:
+
+def draw_black(number: int, width: int, height: int) -> Frame:
+    return np.zeros((height, width, 3), np.uint8)
+
+
+def draw_frame(number: int, width: int, height: int) -> Frame:
     y, x = np.mgrid[:height, :width]
     frame = np.stack([x * 255 // width, y * 255 // height, (x + y + 3 * number) % 256], axis=-1)
     left, top = (number * 3) % (width - 16), (number * 2) % (height - 16)
@@ -25,6 +31,7 @@ def write_video(
     fps: int = 30,
     codec: str = "libx264",
     options: Mapping[str, str] | None = None,
+    draw: Callable[[int, int, int], Frame] = draw_frame,
     index_first: bool = False,
 ) -> Path:
     """Encodes `frames` frames into the container that the path's suffix names.
@@ -38,7 +45,7 @@ def write_video(
         stream = container.add_stream(codec, rate=Fraction(fps), options=dict(options or {}))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for number in range(frames):
-            frame = av.VideoFrame.from_ndarray(draw_frame(number, width, height), "rgb24")
+            frame = av.VideoFrame.from_ndarray(draw(number, width, height), "rgb24")
             frame.pts, frame.time_base = number, Fraction(1, fps)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

@@ -3,6 +3,7 @@ import ctypes
 import os
 import shutil
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -243,7 +244,9 @@ def write_sound(path: Path, *, cover: bool = False) -> None:
     ids=["missing", "folder", "fifo", "device", "loop", "empty", "text", "noise", "sound", "cover"],
 )
 @pytest.mark.timeout(20)
-def test_a_file_that_is_no_video(make, reason: str, message: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_file_that_is_no_video(
+    make: Callable[[Path], object], reason: str, message: str, tmp_path: Path
+) -> None:
     make(tmp_path / "clip.mp4")
     assert failure(tmp_path / "clip.mp4") == (reason, message)
     assert failure((tmp_path / "clip.mp4").as_uri()) == (reason, message)
@@ -270,7 +273,11 @@ SCRIPTS = {
 
 @pytest.mark.parametrize("suffix", [".mp4", ".m3u8", ".ffconcat", ".mpd"])
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_reads_nothing(script: str, suffix: str, clip_path: Path, tmp_path: Path) -> None:
+@pytest.mark.timeout(20)
+def test_a_script_reads_nothing(
+    script: str, suffix: str, clip_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     other = tmp_path / "other.mp4"
     shutil.copy(clip_path, other)
     with Watch(other) as watch, Listener() as listener:

@@ -105,6 +105,14 @@ def test_a_clip_of_full_length_decodes_to_the_drawn_frames(codec: str) -> None:
     assert np.abs(np.subtract(decoded, drawn, dtype=np.int16)).mean() < 8
 
 
+@pytest.mark.slow
+def test_all_clips_of_full_length_decode_as_planned(tmp_path: Path) -> None:
+    make_samples(tmp_path)
+    for spec in PLAN:
+        if spec.name not in BROKEN:
+            assert frame_sizes(tmp_path / spec.name) == [spec.size] * spec.frames, spec
+
+
 @pytest.mark.parametrize("name", sorted(BROKEN))
 def test_broken_clips_do_not_open(samples: Path, name: str) -> None:
     assert (samples / name).stat().st_size > 0
