@@ -12,7 +12,9 @@ from raypipe.report import EpochResult, TrialResult, leaderboard
 from raypipe.store import write_atomically
 
 NAN = float("nan")
-CSV_COLUMNS = "trial status score metric accuracy accuracy_low accuracy_high epochs_run best_epoch wall_s message"
+_COLUMNS = (
+    "trial status score metric accuracy accuracy_low accuracy_high epochs_run best_epoch wall_s message"
+)
 
 
 def pending_trial(trial_id: str, config: TrialConfig) -> TrialResult:
@@ -95,7 +97,7 @@ class Leaderboard:
         file = io.StringIO()
         settings = list(TrialConfig.model_fields)
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*CSV_COLUMNS.split(), *settings])
+        writer.writerow([*_COLUMNS.split(), *settings])
         for t in self.trials:
             low, high = t.accuracy_interval
             scores = [_exact(value) for value in (t.score, t.accuracy, low, high)]

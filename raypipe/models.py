@@ -28,9 +28,10 @@ def build_model(config: TrialConfig, *, steps: int, dim: int, classes: int) -> k
     inputs = keras.Input((steps, dim), name="features", dtype="float32")
     # A batch norm that never learns: its statistics are set once, from the clips that train. It is a
     # layer that plain Keras loads, and its statistics are weights, which folds can exchange.
-    x = layers.BatchNormalization(center=False, scale=False, epsilon=0.0, name="standardize", trainable=False)(
-        inputs
+    standardize = layers.BatchNormalization(
+        center=False, scale=False, epsilon=0.0, trainable=False, name="standardize"
     )
+    x = standardize(inputs)
     x = MODELS[config.model](x, config)
     logits = layers.Dense(classes, kernel_initializer="zeros", dtype="float32", name="logits")(x)
     return keras.Model(inputs, logits, name=config.model)

@@ -17,7 +17,6 @@ from raypipe.config import TrialConfig
 from raypipe.splits import Splits
 
 if TYPE_CHECKING:
-
     from raypipe.replicas import Replicas, State
 
 

@@ -180,7 +180,8 @@ def search(
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search import BasicVariantGenerator
 
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    # A failed trial is told by the board in one line; its traceback is in the trial's folder.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     trainable = tune.with_resources(
         tune.with_parameters(
             run_trial,
@@ -341,7 +342,10 @@ def board_callback(board: Leaderboard, fixed: TrialConfig, page: Callable[[], No
             self._end(trial, "done" if finished else "pruned", "")
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-            self._end(trial, "failed", error_sentence(Path(trial.error_file).read_text()))
+            message = error_sentence(Path(trial.error_file).read_text())
+            self._line.close()
+            LOG.warning("trial %s failed: %s", trial_number(trial.trial_id), message)
+            self._end(trial, "failed", message)
 
         def _end(self, trial: Any, status: str, message: str) -> None:
             board.put(replace(board.get(trial_number(trial.trial_id)), status=status, message=message))

@@ -48,7 +48,7 @@ def test_sides_are_kept_beside_the_features(tmp_path):
 
 
 def test_the_manifests_split_wins(tmp_path):
-    store = make_store(tmp_path, splits=("train", "train", "train", "train", "val", "val", "val", "val", "test"))
+    store = make_store(tmp_path, splits=("train",) * 4 + ("val",) * 4 + ("test",))
     splits = split_dataset(load_dataset(store), SplitConfig(), seed=0, store=store)
     assert splits.folds == 1
     assert splits.test.tolist() == list(range(8, 60, 9))

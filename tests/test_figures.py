@@ -86,16 +86,11 @@ def balanced_accuracy(features: Sequence[Sequence[float]], specs: Sequence[ClipS
 
 def test_looks_do_not_tell_the_class() -> None:
     specs = [spec for seed in range(2) for spec in plan_samples(seed)]
-    score = balanced_accuracy([looks(next(draw_clip(spec))) for spec in specs], specs)
-    print(score)
-    assert score <= 0.6
+    assert balanced_accuracy([looks(next(draw_clip(spec))) for spec in specs], specs) <= 0.6
 
 
 def test_motion_tells_the_class() -> None:
-    specs = plan_samples(0)
-    strolls = [spec for spec in specs if spec.label == "stroll"]
-    scuffles = [spec for spec in specs if spec.label == "scuffle"][: len(strolls)]
-    balanced = strolls + scuffles
-    score = balanced_accuracy([jerkiness(spec) for spec in balanced], balanced)
-    print(score)
-    assert score >= 0.75
+    strolls = [spec for spec in plan_samples(0) if spec.label == "stroll"]
+    scuffles = [spec for spec in plan_samples(0) if spec.label == "scuffle"]
+    balanced = strolls + scuffles[: len(strolls)]
+    assert balanced_accuracy([jerkiness(spec) for spec in balanced], balanced) >= 0.75

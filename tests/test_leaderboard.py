@@ -10,9 +10,7 @@ def board_of_three() -> Leaderboard:
     config = TrialConfig(width=32)
     for number, status, score in [("1", "pruned", 0.9), ("2", "done", 0.8), ("3", "running", 0.7)]:
         trial = pending_trial(number, config)
-        board.put(
-            replace(trial, status=status, score=score, accuracy=score, accuracy_interval=(0.6, 0.95), wall_s=7)
-        )
+        board.put(replace(trial, status=status, score=score, accuracy=score, wall_s=7))
     return board
 
 
