@@ -52,10 +52,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 lock: ## Renew constraints.txt: the newest versions that pyproject.toml allows
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+	    echo 'make lock needs the oldest Python that raypipe supports, as newer versions of packages leave' \
+	         'it out: make lock PYTHON=python3.11'; \
+	    exit 1; } >&2
 	@set -e; fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	$(PYTHON) -m venv "$$fresh"; \
-	"$$fresh"/bin/python -m pip install --quiet --disable-pip-version-check hatchling -e '.[cpu,test]'; \
-	{ sed -n '/^#/p' constraints.txt; "$$fresh"/bin/python -m pip freeze --exclude-editable; } > "$$fresh"/new; \
+	"$$fresh"/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
+	    setuptools hatchling -e '.[cpu,test]'; \
+	{ sed -n '/^#/p' constraints.txt; \
+	  "$$fresh"/bin/python -m pip freeze --all --exclude pip --exclude-editable; } > "$$fresh"/new; \
 	cp "$$fresh"/new constraints.txt; \
 	git --no-pager diff --stat constraints.txt
 

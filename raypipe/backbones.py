@@ -239,6 +239,13 @@ def read_legacy_pth(file: BinaryIO) -> Weights:
 
     Executes nothing from the file. Raises pickle.UnpicklingError for any other content.
     """
+    try:
+        return _read_tensors(file)
+    except (AttributeError, EOFError, KeyError, TypeError, ValueError) as error:
+        raise pickle.UnpicklingError(f"not a file of PyTorch weights: {error}") from error
+
+
+def _read_tensors(file: BinaryIO) -> Weights:
     for _ in range(3):
         _SafeUnpickler(file).load()
     tensors: dict[str, _Tensor] = _SafeUnpickler(file).load()
@@ -247,14 +254,11 @@ def read_legacy_pth(file: BinaryIO) -> Weights:
     for key in _SafeUnpickler(file).load():
         (count,) = np.frombuffer(file.read(8), "<i8")
         storages[key] = np.frombuffer(file.read(int(count) * dtypes[key].itemsize), dtypes[key])
-    return {
-        name: np.ascontiguousarray(
-            np.lib.stride_tricks.as_strided(
-                storages[t.storage.key][t.offset :],
-                t.shape,
-                [s * dtypes[t.storage.key].itemsize for s in t.strides],
-            )
-        )
-        for name, t in tensors.items()
-        if dtypes[t.storage.key].kind == "f"
-    }
+
+    def view(t: _Tensor) -> NDArray[np.float32]:
+        dtype = dtypes[t.storage.key]
+        strides = [stride * dtype.itemsize for stride in t.strides]
+        # Raises ValueError for a tensor that reaches beyond its storage.
+        return np.ndarray(t.shape, dtype, storages[t.storage.key], t.offset * dtype.itemsize, strides)
+
+    return {name: view(t).copy() for name, t in tensors.items() if dtypes[t.storage.key].kind == "f"}

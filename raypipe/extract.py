@@ -113,7 +113,7 @@ def extract_missing(
         import ray
         from ray.exceptions import RayError
 
-        cpus = min(config.cpus or cluster.cpus, cluster.cpus)
+        cpus = min(config.cpus or cluster.cpus, cluster.cpus) or 1
         tally = ray.remote(Tally).options(name="raypipe progress", num_cpus=0).remote()
         progress = Progress(tally, len(plan.todo))
         committed: set[str] = set()

@@ -58,7 +58,7 @@ class Leaderboard:
 
     def line(self, elapsed_s: float) -> str:
         """
-        One line: trials by status, the best so far, the time left, guessed from the trials that ended.
+        One line: trials by status, the best so far, the time left if no trial stops early from here.
         """
         counts = {status: 0 for status in ("done", "pruned", "failed", "running")}
         for trial in self._trials.values():
@@ -70,8 +70,9 @@ class Leaderboard:
         if scored:
             best = max(scored, key=lambda trial: trial.score)
             parts.append(f"best {self.metric} {best.score:.3f} (trial {best.trial_id})")
-        if 0 < ended < self.total:
-            parts.append(f"{duration(elapsed_s / ended * (self.total - ended))} left")
+        share = (ended + sum(_progress(t) for t in self._trials.values() if t.status == "running")) / self.total
+        if 0 < share < 1:
+            parts.append(f"{duration(elapsed_s / share * (1 - share))} left at most")
         return " · ".join(parts)
 
     def table(self) -> str:
@@ -132,6 +133,11 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def _progress(trial: TrialResult) -> float:
+    """How far a running trial is, 0 to 1."""
+    return len(trial.epochs) / int(trial.config["epochs"] or 1)
 
 
 def _number(value: float) -> str:

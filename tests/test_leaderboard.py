@@ -22,7 +22,7 @@ def test_only_a_trial_that_came_to_its_end_can_be_best():
 
 def test_the_line_says_what_runs_what_is_best_and_how_long():
     assert board_of_three().line(20) == (
-        "trials 2/5 · running 1 · done 1 · pruned 1 · best auc 0.900 (trial 1) · 0:30 left"
+        "trials 2/5 · running 1 · done 1 · pruned 1 · best auc 0.900 (trial 1) · 0:30 left at most"
     )
 
 
