@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from raypipe.errors import RunFailed
+from raypipe.config import ResourcesConfig
+from raypipe.errors import RunFailed, UserError
 
 LOG = logging.getLogger("raypipe")
 
@@ -111,3 +112,36 @@ def _describe() -> Cluster:
         most_gpus_on_a_node=max((int(node["Resources"].get("GPU", 0)) for node in alive), default=0),
         dashboard=dashboard.removeprefix("http://"),
     )
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What each trial claims from the cluster, and what it trains on."""
+
+    cpus: int
+    gpus: int
+    replicas: int
+
+    @property
+    def resources(self) -> dict[str, float]:
+        return {"cpu": self.cpus, "gpu": self.gpus} if self.gpus else {"cpu": self.cpus}
+
+    @property
+    def devices(self) -> str:
+        if self.gpus:
+            return f"{self.gpus} GPUs a trial"
+        return f"{self.replicas} logical CPU devices a trial; the cluster has no GPU"
+
+
+def claim_for(cluster: Cluster, config: ResourcesConfig) -> Claim:
+    """What a trial claims on this cluster. Raises UserError where no node could ever place one."""
+    if config.cpus_per_trial > cluster.cpus:
+        raise UserError(f"--cpus-per-trial {config.cpus_per_trial}: the cluster has {cluster.cpus} CPU cores")
+    if cluster.gpus == 0:
+        return Claim(cpus=config.cpus_per_trial, gpus=0, replicas=config.gpus_per_trial)
+    if cluster.most_gpus_on_a_node < config.gpus_per_trial:
+        raise UserError(
+            f"--gpus-per-trial {config.gpus_per_trial}: no node has so many GPUs, "
+            f"the most is {cluster.most_gpus_on_a_node}; lower the flag"
+        )
+    return Claim(cpus=config.cpus_per_trial, gpus=config.gpus_per_trial, replicas=config.gpus_per_trial)

@@ -6,54 +6,37 @@ target, and packets that are not targets are skipped as far as other frames do n
 pictures equal those of a full decode; where a target does not arrive, a full decode replaces the plan.
 
 Runs inside the killable child of `sandbox.py`, so it imports only what decoding needs, and it may
-crash, hang or grow without harm. Files that can be read wrongly on purpose are refused here: other
-files and connections are never opened, whatever a playlist inside the file says.
-
-DecodeError     a file that gives nothing, with a reason from `Reason`
+crash, hang or grow without harm.
 """
 
-import hashlib
-import os
-import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, BinaryIO, Literal, NoReturn, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import av
 import av.error
 import numpy as np
-from av.container import InputContainer
 from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from raypipe.containers import (
+    DecodeError,
+    content_digest,
+    open_container,
+    open_regular,
+    video_stream,
+    words,
+)
 from raypipe.sampling import FramePlan, plan_frames
-from raypipe.videos import local_path
 
-Reason = Literal[
-    "missing",
-    "unreadable",
-    "not_video",
-    "no_frames",
-    "damaged",
-    "timeout",
-    "crash",
-    "out_of_memory",
-    "too_large",
-]
 Pictures = NDArray[np.uint8]
+
+# Decoders that drop a frame nobody refers to and nothing else. dav1d drops shown frames with it.
+SKIPPABLE_CODECS = frozenset({"h264", "hevc", "mpeg4", "mpeg1video", "mpeg2video"})
 
 MOTION_GAIN = 1.5
 """Motion pictures are 127 + gain * (later - earlier); measured on real fights, flat from 1 to 4."""
-
-
-class DecodeError(Exception):
-    """This file gives no clip: `reason` is from the closed list, the text is the decoder's own."""
-
-    def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
-        self.reason: Reason = reason
 
 
 @dataclass(frozen=True)
@@ -183,105 +166,6 @@ def motion_picture(earlier: Pictures, later: Pictures) -> Pictures:
     return picture
 
 
-# --- opening ------------------------------------------------------------------------------------
-
-
-def open_regular(path: str) -> BinaryIO:
-    """The file's bytes. Only a regular file is opened: a FIFO or a device would hang the reader."""
-    try:
-        local = local_path(path)
-        if local is None:
-            from pyarrow import fs
-
-            system, inner = fs.FileSystem.from_uri(path)
-            return cast(BinaryIO, system.open_input_file(inner))
-        # O_NONBLOCK: opening a FIFO that nobody writes to returns at once instead of never.
-        descriptor = os.open(local, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise DecodeError("missing", "no such file") from None
-    except (OSError, ValueError) as error:
-        raise DecodeError("unreadable", _words(error)) from None
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
-        os.close(descriptor)
-        if stat.S_ISREG(status.st_mode):
-            raise DecodeError("not_video", "the file is empty")
-        raise DecodeError("unreadable", "not a regular file")
-    return os.fdopen(descriptor, "rb")
-
-
-DIGEST_BYTES = 1 << 16
-
-
-def content_digest(file: BinaryIO) -> str:
-    """16 hex digits from the size and both ends of a file; costs two small reads, however large it is."""
-    size = file.seek(0, os.SEEK_END)
-    digest = hashlib.sha256(size.to_bytes(8, "little"))
-    for start in (0, max(0, size - DIGEST_BYTES)):
-        file.seek(start)
-        digest.update(file.read(DIGEST_BYTES))
-    return digest.hexdigest()[:16]
-
-
-class _NamedFile:
-    """Gives PyAV a plain name: raw streams are recognised by their suffix, odd bytes break it."""
-
-    def __init__(self, file: BinaryIO, path: str) -> None:
-        suffix = os.path.splitext(path.partition("?")[0] if "://" in path else path)[1]
-        self.name = f"video{suffix}" if suffix.isascii() and suffix[1:].isalnum() else "video"
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
-
-
-def _refuse_other_files(url: str, *_: object) -> NoReturn:
-    raise DecodeError("not_video", "the file names other files or addresses instead of holding a video")
-
-
-# Scripts and playlists name other files; what is left of libav's formats holds its video itself.
-SCRIPT_FORMATS = {"concat", "hls", "dash", "imf", "sdp", "rtsp", "image2", "lavfi", "webm_dash_manifest"}
-VIDEO_FORMATS = sorted(av.formats_available - SCRIPT_FORMATS)
-READ_BUFFER_BYTES = 1 << 18
-# Decoders that drop a frame nobody refers to and nothing else. dav1d drops shown frames with it.
-SKIPPABLE_CODECS = frozenset({"h264", "hevc", "mpeg4", "mpeg1video", "mpeg2video"})
-
-
-def open_container(file: BinaryIO, path: str) -> InputContainer:
-    """The container in `file`. Nothing else is opened, whatever the content asks for."""
-    try:
-        container: InputContainer = av.open(  # type: ignore[assignment]  # mode "r"
-            _NamedFile(file, path),
-            options={"protocol_whitelist": "none", "format_whitelist": ",".join(VIDEO_FORMATS)},
-            metadata_errors="replace",
-            buffer_size=READ_BUFFER_BYTES,
-            io_open=_refuse_other_files,
-        )
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise DecodeError("not_video", _words(error)) from None
-    return container
-
-
-def video_stream(container: InputContainer, max_pixels: int) -> VideoStream:
-    """The container's main video stream; cover art is not one."""
-    stream = container.streams.best("video")
-    if stream is None or not isinstance(stream, VideoStream):
-        raise DecodeError("not_video", f"no video stream in this {container.format.name} file")
-    if av.stream.Disposition.attached_pic in stream.disposition:
-        raise DecodeError("not_video", "its only picture is cover art")
-    if stream.codec_context is None:
-        raise DecodeError("not_video", "no decoder for its codec")
-    width, height = stream.codec_context.width, stream.codec_context.height
-    if width * height > max_pixels:
-        raise DecodeError("too_large", f"{width}x{height} pixels are more than --max-pixels {max_pixels}")
-    stream.thread_type = "NONE"  # one process per core: codec threads gain nothing
-    return stream
-
-
-def _words(error: BaseException) -> str:
-    """What the library says. That memory ran out says nothing about the file, so that error goes on."""
-    if isinstance(error, MemoryError):
-        raise error
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
 # --- packets and frames -----------------------------------------------------------------------------
 
 
@@ -347,7 +231,7 @@ class FrameReader:
                 if packet.size:
                     yield packet
         except (av.error.FFmpegError, ValueError) as error:
-            self.complaints.append(_words(error))
+            self.complaints.append(words(error))
 
     def read_planned(self, packets: list[PacketEntry], targets: list[int]) -> dict[int, Pictures]:
         """The frames shown at `targets` (ascending pts), by way of as few packets as possible."""
@@ -415,7 +299,7 @@ class FrameReader:
         except av.error.EOFError:
             return []
         except (av.error.FFmpegError, ValueError) as error:
-            self.complaints.append(_words(error))
+            self.complaints.append(words(error))
             return []
 
     def _good(self, frames: Iterable[VideoFrame]) -> list[VideoFrame]:
@@ -432,7 +316,7 @@ class FrameReader:
         try:
             self.container.seek(keyframe_pts, stream=self.stream, backward=True)
         except (av.error.FFmpegError, ValueError) as error:
-            self.complaints.append(f"seek: {_words(error)}")
+            self.complaints.append(f"seek: {words(error)}")
             self._restart()
 
     def _restart(self) -> None:

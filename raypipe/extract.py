@@ -240,7 +240,7 @@ class DecodeClips:
 
 def clip_row(video: Video, sandbox: "Sandbox") -> dict[str, Any]:
     """The row of a video as PICTURES_SCHEMA has it: its pictures, or the reason why there are none."""
-    from raypipe.decode import DecodeError
+    from raypipe.containers import DecodeError
 
     row: dict[str, Any] = asdict(video) | {"clip_index": 0}
     before_s = sandbox.cpu_s()

@@ -70,7 +70,9 @@ class Leaderboard:
         if scored:
             best = max(scored, key=lambda trial: trial.score)
             parts.append(f"best {self.metric} {best.score:.3f} (trial {best.trial_id})")
-        share = (ended + sum(_progress(t) for t in self._trials.values() if t.status == "running")) / self.total
+        share = (
+            ended + sum(_progress(t) for t in self._trials.values() if t.status == "running")
+        ) / self.total
         if 0 < share < 1:
             parts.append(f"{duration(elapsed_s / share * (1 - share))} left at most")
         return " · ".join(parts)

@@ -24,7 +24,8 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from raypipe.decode import ClipRequest, DecodedClip, DecodeError, Pictures, Reason, VideoFacts, decode_clip
+from raypipe.containers import DecodeError, Reason
+from raypipe.decode import ClipRequest, DecodedClip, Pictures, VideoFacts, decode_clip
 
 LAST_WORDS_BYTES = 2000
 """How much of what the codec printed before it died is kept."""

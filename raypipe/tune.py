@@ -6,24 +6,18 @@ python -m raypipe.tune --features results/features --num-samples 5
 import json
 import logging
 import os
-import platform
-import shlex
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime
-from importlib.metadata import version
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.cluster import Cluster, connect
+from raypipe.cluster import Claim, claim_for, connect
 from raypipe.config import (
     Range,
-    ResourcesConfig,
     SearchSpace,
     TrialConfig,
     TuneConfig,
@@ -31,11 +25,12 @@ from raypipe.config import (
     write_yaml,
 )
 from raypipe.console import LiveLine, duration, run_command
-from raypipe.dataset import Dataset, class_counts, leaks, load_dataset, split_dataset
+from raypipe.dataset import Dataset, class_counts, load_dataset, split_dataset
 from raypipe.errors import RunFailed, UserError
+from raypipe.evidence import evaluate_side, run_report, score, worst_misses
 from raypipe.leaderboard import Leaderboard, epoch_result, pending_trial
-from raypipe.metrics import Evaluation, evaluate, wilson_interval
-from raypipe.report import BestResult, ClassCount, Miss, RunReport, TrialResult, write_report
+from raypipe.metrics import wilson_interval
+from raypipe.report import BestResult, TrialResult, write_report
 from raypipe.splits import Splits
 from raypipe.store import FeatureStore, write_atomically
 from raypipe.training import ClipSet, Epoch, out_of_fold, refit, stopped, train_trial
@@ -49,25 +44,6 @@ OUT_OF_FOLD_FILE = "out_of_fold.npy"
 GRACE_EPOCHS = 15
 """Epochs every trial gets before another can push it out."""
 REPORT_EVERY_S = 5.0
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What each trial claims from the cluster, and what it trains on."""
-
-    cpus: int
-    gpus: int
-    replicas: int
-
-    @property
-    def resources(self) -> dict[str, float]:
-        return {"cpu": self.cpus, "gpu": self.gpus} if self.gpus else {"cpu": self.cpus}
-
-    @property
-    def devices(self) -> str:
-        if self.gpus:
-            return f"{self.gpus} GPUs a trial"
-        return f"{self.replicas} logical CPU devices a trial; the cluster has no GPU"
 
 
 def main(config: TuneConfig) -> Path:
@@ -143,20 +119,6 @@ def new_run_folder(name: str | None) -> Path:
     except OSError as error:
         raise UserError(f"--name {name}: {folder} cannot be made: {error.strerror}") from None
     return folder
-
-
-def claim_for(cluster: Cluster, config: ResourcesConfig) -> Claim:
-    """What a trial claims on this cluster. Raises UserError where no node could ever place one."""
-    if config.cpus_per_trial > cluster.cpus:
-        raise UserError(f"--cpus-per-trial {config.cpus_per_trial}: the cluster has {cluster.cpus} CPU cores")
-    if cluster.gpus == 0:
-        return Claim(cpus=config.cpus_per_trial, gpus=0, replicas=config.gpus_per_trial)
-    if cluster.most_gpus_on_a_node < config.gpus_per_trial:
-        raise UserError(
-            f"--gpus-per-trial {config.gpus_per_trial}: no node has so many GPUs, "
-            f"the most is {cluster.most_gpus_on_a_node}; lower the flag"
-        )
-    return Claim(cpus=config.cpus_per_trial, gpus=config.gpus_per_trial, replicas=config.gpus_per_trial)
 
 
 # --- the search -----------------------------------------------------------------------------------
@@ -270,17 +232,6 @@ def run_trial(
 def merged(fixed: TrialConfig, params: dict[str, Any]) -> TrialConfig:
     """The trial's config: what the search drew over what is fixed."""
     return TrialConfig.model_validate(fixed.model_dump() | params)
-
-
-def score(evaluation: Evaluation, metric: str) -> float:
-    """The one number of an evaluation that ranks trials."""
-    return float(getattr(evaluation, metric))
-
-
-def evaluate_side(clips: ClipSet, probabilities: NDArray[np.float32]) -> Evaluation:
-    """Scores over the clips that have probabilities; the rest are NaN."""
-    rows = ~np.isnan(probabilities[:, 0])
-    return evaluate(clips.labels[rows], probabilities[rows], clips.class_names)
 
 
 def tune_space(space: SearchSpace) -> dict[str, Any]:
@@ -469,92 +420,11 @@ def refit_best(
     )
 
 
-MISSES_KEPT = 12
-
-
-def worst_misses(clips: ClipSet, probabilities: NDArray[np.float32]) -> tuple[Miss, ...]:
-    """The wrong answers that the model was surest of."""
-    rows = np.flatnonzero(~np.isnan(probabilities[:, 0]))
-    predicted = probabilities[rows].argmax(axis=1)
-    wrong = rows[predicted != clips.labels[rows]]
-    sure = probabilities[wrong].max(axis=1)
-    return tuple(
-        Miss(
-            video_id=clips.video_ids[i],
-            truth=clips.class_names[clips.labels[i]],
-            predicted=clips.class_names[int(probabilities[i].argmax())],
-            probability=float(probabilities[i].max()),
-        )
-        for i in wrong[np.argsort(-sure)][:MISSES_KEPT]
-    )
-
-
 def write_json(path: Path, content: object) -> None:
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 # --- what a person sees ----------------------------------------------------------------------------
-
-
-def run_report(
-    config: TuneConfig,
-    folder: Path,
-    store: FeatureStore,
-    dataset: Dataset,
-    splits: Splits,
-    claim: Claim,
-    board: Leaderboard,
-    best: BestResult | None,
-) -> RunReport:
-    """The report's values as they stand."""
-    spec = store.spec()
-    return RunReport(
-        name=folder.name,
-        command=shlex.join(["python", "-m", "raypipe.tune", *sys.argv[1:]]),
-        metric=config.metric,
-        started=datetime.fromtimestamp(folder.stat().st_ctime).astimezone().isoformat(timespec="seconds"),
-        wall_s=0.0,
-        features=str(store.path),
-        view=spec.view,
-        backbone=spec.backbone,
-        classes=tuple(ClassCount(*row) for row in class_counts(dataset, splits)),
-        folds=splits.folds,
-        outcomes=dataset.outcomes,
-        trials=tuple(board.trials),
-        best=best,
-        devices=claim.devices,
-        versions=versions(),
-        seed=config.seed,
-        notes=tuple(notes(dataset, splits, claim)),
-    )
-
-
-def notes(dataset: Dataset, splits: Splits, claim: Claim) -> list[str]:
-    """What a reader should know before believing the numbers."""
-    said = []
-    pairs = leaks(dataset, splits)
-    if pairs:
-        said.append(
-            f"{len(pairs)} pairs of clips have the same content on two sides, for example "
-            f"{pairs[0][0]} and {pairs[0][1]}: give both the same group, or scores look better than they are."
-        )
-    if all(group.startswith("video:") for group in dataset.groups):
-        said.append(
-            "The videos have no groups, so each is its own; if several were cut from one source, "
-            "name it in a group column, or scores look better than they are."
-        )
-    if dataset.outcomes.get("failed"):
-        said.append(f"{dataset.outcomes['failed']} videos failed in extraction and take no part.")
-    if dataset.unlabelled:
-        said.append(f"{dataset.unlabelled} clips have no label and take no part.")
-    if not claim.gpus:
-        said.append("The cluster has no GPU: GPU speed, memory and energy were not measured.")
-    return said
-
-
-def versions() -> dict[str, str]:
-    names = ["raypipe", "ray", "keras", "numpy", "pyarrow", "scikit-learn"]
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
 def say_result(result: BestResult, folder: Path, wall_s: float) -> None:

@@ -16,7 +16,8 @@ from bucket import serve_bucket
 from clips import turn_video, write_video
 from numpy.typing import NDArray
 
-from raypipe.decode import ClipRequest, DecodedClip, DecodeError, decode_clip, motion_picture
+from raypipe.containers import DecodeError
+from raypipe.decode import ClipRequest, DecodedClip, decode_clip, motion_picture
 from raypipe.sampling import plan_frames, uniform_positions
 
 SIZE = 64

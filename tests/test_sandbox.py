@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from clips import draw_black, write_video
 
-from raypipe.decode import ClipRequest, DecodeError, decode_clip
+from raypipe.containers import DecodeError
+from raypipe.decode import ClipRequest, decode_clip
 from raypipe.sandbox import Limits, Sandbox
 
 REQUEST = ClipRequest(

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from features import SPEC, make_store
 
-from raypipe.cluster import Cluster
+from raypipe.cluster import Cluster, claim_for
 from raypipe.config import Range, ResourcesConfig, SplitConfig, TrialConfig, TuneConfig
 from raypipe.dataset import load_dataset, split_dataset
 from raypipe.errors import UserError
+from raypipe.evidence import worst_misses
 from raypipe.store import FeatureStore
-from raypipe.tune import check_search, claim_for, error_sentence, merged, new_run_folder, worst_misses
+from raypipe.tune import check_search, error_sentence, merged, new_run_folder
 
 
 def cluster(cpus: int = 8, gpus: int = 0, most: int = 0) -> Cluster:

@@ -1,0 +1,405 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from clips import write_video
+
+from raypipe.backbones import load_backbone
+from raypipe.config import ExtractConfig, LimitsConfig, SamplingConfig, read_yaml
+from raypipe.decode import ClipRequest, decode_clip
+from raypipe.errors import RunFailed
+from raypipe.extract import main, progress_line
+from raypipe.store import FeatureStore, features_array
+
+SAMPLING = SamplingConfig(frames=4, frame_size=64)
+FLAGS = ["--frames", "4", "--frame-size", "64"]
+
+
+@pytest.fixture(scope="module")
+def _ray() -> Iterator[None]:
+    """One cluster for all extractions in this process: starting one takes longer than all of them."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder of videos and the store that was made of it."""
+
+    videos: Path
+    store: Path
+
+    def config(self, **fields: object) -> ExtractConfig:
+        paths = {"input": str(self.videos), "output": str(self.store)}
+        return ExtractConfig.model_validate(paths | {"sampling": SAMPLING} | fields)
+
+    def rows(self, *columns: str) -> list[tuple[object, ...]]:
+        table = FeatureStore(self.store).read(list(columns))
+        return list(zip(*table.to_pydict().values(), strict=True))
+
+    def shards(self) -> dict[str, int]:
+        return {shard.name: shard.stat().st_mtime_ns for shard in FeatureStore(self.store).shards()}
+
+
+BIG = LimitsConfig(max_pixels=128 * 96)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory, _ray: None) -> Run:
+    """Six videos, of which three fail: one is cut, one is text, one is larger than allowed."""
+    run = Run(tmp_path_factory.mktemp("videos"), tmp_path_factory.mktemp("first") / "features")
+    write_video(run.videos / "calm" / "1.mp4")
+    write_video(run.videos / "calm" / os.fsdecode(b"2\xff.mp4"), frames=30)
+    write_video(run.videos / "fight" / "3.avi", codec="mpeg4", frames=2)
+    write_video(run.videos / "fight" / "big.mp4", size=(160, 96))
+    cut = write_video(run.videos / "fight" / "cut.mp4")
+    cut.write_bytes(cut.read_bytes()[:3000])
+    (run.videos / "text.mp4").write_text("not a video\n" * 100)
+    (run.videos / "notes.txt").write_text("ignored")
+    main(run.config(limits=BIG))
+    return run
+
+
+@pytest.fixture
+def again(first: Run, tmp_path: Path) -> Run:
+    """A copy of the first run, to go on from."""
+    shutil.copytree(first.videos, tmp_path / "videos")
+    shutil.copytree(first.store, tmp_path / "features")
+    return Run(tmp_path / "videos", tmp_path / "features")
+
+
+# --- the first run ----------------------------------------------------------------------------------
+
+
+def test_every_video_is_one_row_with_outcome_and_reason(first: Run) -> None:
+    assert first.rows("video_id", "label", "outcome", "reason", "message") == [
+        ("calm/1.mp4", "calm", "ok", None, None),
+        ("calm/2\\xff.mp4", "calm", "ok", None, None),
+        ("fight/3.avi", "fight", "ok", None, None),
+        ("fight/big.mp4", "fight", "failed", "too_large", "160x96 pixels are more than --max-pixels 12288"),
+        ("fight/cut.mp4", "fight", "failed", "not_video", "Invalid data found when processing input"),
+        ("text.mp4", None, "failed", "not_video", "Invalid data found when processing input"),
+    ]
+
+
+def test_rows_say_what_was_read(first: Run) -> None:
+    path = first.videos / "calm" / "1.mp4"
+    columns = ("path", "size_bytes", "modified_s", "width", "height", "fps", "frame_count", "codec", "end_s")
+    status = path.stat()
+    assert first.rows(*columns)[0] == pytest.approx(
+        (str(path), status.st_size, status.st_mtime, 128, 96, 30, 60, "h264", 2.0)
+    )
+
+
+def test_features_are_those_of_the_pictures(first: Run) -> None:
+    table = FeatureStore(first.store).read(["outcome", "frame_pts_s", "frame_ok", "features"])
+    request = ClipRequest(
+        frames=4,
+        size=64,
+        view="both",
+        motion_gap_s=0.0667,
+        min_frames=4,
+        max_pixels=1 << 20,
+        max_packets=1000,
+    )
+    clip = decode_clip(str(first.videos / "calm" / "1.mp4"), request)
+    vectors = load_backbone("efficientnet_lite0").session()(clip.pictures).astype(np.float16)
+    stored = features_array(table["features"].slice(0, 1), FeatureStore(first.store).spec())[0]
+    np.testing.assert_allclose(stored, np.concatenate([vectors[:4], vectors[4:]], axis=1), atol=2e-3)
+    assert stored.shape == (4, 2 * 1280) and np.ptp(stored, axis=0).max() > 0.1
+    assert table["frame_pts_s"][0].as_py() == clip.frame_pts_s
+    assert table["frame_ok"][0].as_py() == [True] * 4
+    assert table["features"].is_null().to_pylist() == [False] * 3 + [True] * 3
+
+
+def test_what_lies_beside_the_shards(first: Run) -> None:
+    names = {path.name for path in first.store.iterdir()} - first.shards().keys()
+    assert names == {".lock", "features.json", "summary.json", "config.yaml"}
+    assert read_yaml(ExtractConfig, first.store / "config.yaml") == first.config(limits=BIG)
+    summary = json.loads((first.store / "summary.json").read_text())
+    assert (summary["videos"], summary["extracted"], summary["done_before"]) == (6, 6, 0)
+    assert summary["outcomes"] == {"ok": 3, "failed": 3}
+    assert summary["reasons"] == {"too_large": 1, "not_video": 2}
+    assert summary["cpu_s"].keys() == {"decode", "embed"} and min(summary["cpu_s"].values()) > 0
+
+
+# --- further runs -----------------------------------------------------------------------------------
+
+
+def run_elsewhere(code: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python code in a fresh process, with `main`, `config_of` and `Path` at hand."""
+    preamble = """
+import sys
+from pathlib import Path
+from raypipe.config import ExtractConfig, SamplingConfig
+from raypipe.extract import main
+def config_of(input, output, **fields):
+    sampling = SamplingConfig(frames=4, frame_size=64)
+    return ExtractConfig(input=input, output=output, sampling=sampling, **fields)
+"""
+    return subprocess.run([sys.executable, "-c", preamble + code], capture_output=True, text=True)
+
+
+def test_with_nothing_new_no_ray_and_no_decoder(again: Run) -> None:
+    before = again.shards()
+    done = run_elsewhere(f"""
+summary = main(config_of({str(again.videos)!r}, {str(again.store)!r}))
+print(summary["done_before"], summary["extracted"], sorted({{"ray", "av"}} & sys.modules.keys()))
+""")
+    assert done.stdout == "6 0 []\n", done.stderr
+    assert again.shards() == before
+
+
+def test_a_new_label_reaches_the_rows_without_decoding(again: Run) -> None:
+    manifest = again.videos / "labels.csv"
+    manifest.write_text("path,label,group,split\ncalm/1.mp4,busy,g1,test\nfight/3.avi,fight,,\n")
+    done = run_elsewhere(f"""
+summary = main(config_of({str(manifest)!r}, {str(again.store)!r}))
+print(summary["done_before"], summary["extracted"], sorted({{"ray", "av"}} & sys.modules.keys()))
+""")
+    assert done.stdout == "2 0 []\n", done.stderr
+    rows = again.rows("video_id", "label", "group", "split", "outcome")
+    assert rows[0] == ("calm/1.mp4", "busy", "g1", "test", "ok")
+    assert rows[2:4] == [
+        ("fight/3.avi", "fight", None, None, "ok"),
+        ("fight/big.mp4", "fight", None, None, "failed"),
+    ]
+
+
+def test_new_and_changed_files_alone_are_extracted(again: Run, _ray: None) -> None:
+    write_video(again.videos / "calm" / "0.mp4", frames=10)
+    write_video(again.videos / "calm" / "1.mp4", frames=20)
+    unchanged = features_of(again, "fight/3.avi")
+    summary = main(again.config(limits=BIG))
+    assert (summary["extracted"], summary["done_before"]) == (2, 5)
+    assert again.rows("video_id", "frame_count") == [
+        ("calm/0.mp4", 10),
+        ("calm/1.mp4", 20),
+        ("calm/2\\xff.mp4", 30),
+        ("fight/3.avi", 2),
+        ("fight/big.mp4", None),
+        ("fight/cut.mp4", None),
+        ("text.mp4", None),
+    ]
+    np.testing.assert_array_equal(features_of(again, "fight/3.avi"), unchanged)
+
+
+def features_of(run: Run, video_id: str) -> np.ndarray:
+    table = FeatureStore(run.store).read(["video_id", "features"])
+    place = table["video_id"].to_pylist().index(video_id)
+    return features_array(table["features"].slice(place, 1), FeatureStore(run.store).spec())
+
+
+def test_failed_videos_are_tried_again_when_asked(again: Run, _ray: None) -> None:
+    assert main(again.config())["extracted"] == 0  # a larger limit alone is no reason
+    summary = main(again.config(retry_failed=True))
+    assert (summary["extracted"], summary["done_before"]) == (3, 3)
+    assert summary["outcomes"] == {"ok": 4, "failed": 2}
+    assert [row for row in again.rows("video_id", "outcome") if "big" in str(row)] == [
+        ("fight/big.mp4", "ok")
+    ]
+
+
+def test_a_manifest_with_a_video_that_is_not_there(tmp_path: Path, first: Run) -> None:
+    (first.videos / "few.csv").write_text("path,label,video_id\ncalm/1.mp4,calm,one\nnone.mp4,fight,two\n")
+    run = Run(first.videos / "few.csv", tmp_path / "features")
+    main(run.config())
+    assert run.rows("video_id", "label", "outcome", "reason", "size_bytes")[1:] == [
+        ("two", "fight", "failed", "missing", None)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("max_failed", "passes"), [(3, True), (2, False), (0.5, True), (0.4, False), (0, False)]
+)
+def test_max_failed(max_failed: float, passes: bool, again: Run) -> None:
+    if passes:
+        main(again.config(max_failed=max_failed))
+        return
+    with pytest.raises(RunFailed) as caught:
+        main(again.config(max_failed=max_failed))
+    assert str(caught.value) == (
+        f"3 of 6 videos failed, more than --max-failed {max_failed:g}; "
+        f"everything finished is kept in {again.store}"
+    )
+    assert len(again.rows("video_id")) == 6
+
+
+# --- faults -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 small videos."""
+    folder = tmp_path_factory.mktemp("many")
+    template = write_video(folder / "a" / "00.mp4", frames=30)
+    for number in range(1, 60):
+        shutil.copy(template, folder / "a" / f"{number:02}.mp4")
+    return folder
+
+
+def worker_pid(name: str) -> int:
+    """The process of an actor of this process's own cluster: its grandchild, by way of the raylet."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        if (
+            f"({name})" in (folder / "cmdline").read_text()
+            and parent(parent(int(folder.name))) == os.getpid()
+        ):
+            return int(folder.name)
+    raise AssertionError(f"no worker {name}")
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+def test_a_killed_worker_costs_no_video(many: Path, tmp_path: Path, _ray: None) -> None:
+    run = Run(many, tmp_path / "features")
+    killed: list[str] = []
+
+    def kill_a_worker_each_time() -> None:
+        for name in ("DecodeClips", "EmbedClips"):
+            while not run.store.exists() or len(run.shards()) < 2 * len(killed) + 1:
+                time.sleep(0.01)
+            os.kill(worker_pid(name), signal.SIGKILL)
+            killed.append(name)
+
+    thread = threading.Thread(target=kill_a_worker_each_time, daemon=True)
+    thread.start()
+    summary = main(run.config(shard_rows=4))
+    thread.join(1)
+    assert killed == ["DecodeClips", "EmbedClips"]
+    assert summary["outcomes"] == {"ok": 60}
+    assert run.rows("video_id") == [(f"a/{number:02}.mp4",) for number in range(60)]
+
+
+def extract(*arguments: str) -> "subprocess.Popen[str]":
+    """The command, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "raypipe.extract", *arguments, *FLAGS],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_a_stopped_or_killed_run_is_gone_on_with(many: Path, tmp_path: Path) -> None:
+    run = Run(many, tmp_path / "features")
+    done = 0
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        child = extract("--input", str(many), "--output", str(run.store), "--shard-rows", "4")
+        while len(run.rows("video_id") if run.shards() else []) <= done:
+            assert child.poll() is None, child.communicate()
+            time.sleep(0.02)
+        child.send_signal(number)
+        _, said = child.communicate(timeout=60)
+        if number == signal.SIGTERM:
+            assert child.returncode == 1 and "Traceback" not in said
+            assert said.endswith(
+                "stopped by SIGTERM; what was finished is kept, run the same command to go on\n"
+            )
+        done = len(run.rows("video_id"))
+        assert 0 < done < 60
+    kept = run.shards()
+
+    child = extract("--input", str(many), "--output", str(run.store), "--shard-rows", "4")
+    _, said = child.communicate(timeout=120)
+    assert child.returncode == 0 and f"60 videos: {done} done before, {60 - done} to do" in said
+    assert run.rows("video_id", "outcome") == [(f"a/{number:02}.mp4", "ok") for number in range(60)]
+    assert kept.items() <= run.shards().items()
+    assert not (run.store / ".staging").exists()
+
+
+# --- the command line -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        ("--input nowhere", 2, "--input nowhere: does not exist; give a folder"),
+        ("--input empty", 2, "--input empty: no videos found"),
+        ("--input nopath.csv", 2, "--input nopath.csv: has no column path; its columns are: file"),
+        (
+            "--input twice.csv",
+            2,
+            "--input twice.csv: the video {folder}/v.mp4 is listed 2 times; list it once",
+        ),
+        ("--input gone.csv", 2, "--input gone.csv: none of its 1 videos exists"),
+        ("--input v --backbone vgg", 2, "--backbone vgg: unknown backbone; choose from: efficientnet_lite0"),
+        ("--input v --view depth", 2, "invalid choice 'depth' for argument '--view'"),
+        ("--input v --framez 4", 2, "Unrecognized options: --framez, 4; did you mean --frames?"),
+        ("--input v --frames 0", 2, "--frames 0: must be greater than or equal to 1"),
+        ("--config typo.yaml", 2, "typo.yaml: sampling.framez is not a field; did you mean frames?"),
+        ("--config none.yaml", 2, "--config none.yaml: No such file or directory"),
+        ("--input v --output v.mp4", 2, "--output {folder}/v.mp4: cannot be written: File exists"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments: str, status: int, said: str, tmp_path: Path) -> None:
+    files = {
+        "v.mp4": "x",
+        "v/v.mp4": "x",
+        "empty/readme.md": "x",
+        "nopath.csv": "file\nv.mp4\n",
+        "twice.csv": "path,label\nv.mp4,a\n./v.mp4,b\n",
+        "gone.csv": "path\ngone.mp4\n",
+        "typo.yaml": "sampling: {framez: 4}",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    command = [sys.executable, "-m", "raypipe.extract", *arguments.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == status and done.stdout == ""
+    assert done.stderr.startswith(f"error: {said.replace('{folder}', str(tmp_path))}")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_other_features_in_the_store_and_too_many_failures(first: Run) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "raypipe.extract",
+        "--input",
+        first.videos,
+        "--output",
+        first.store,
+        *FLAGS,
+    ]
+    other = subprocess.run([*command, "--view", "rgb"], capture_output=True, text=True)
+    assert (other.returncode, other.stderr) == (
+        2,
+        f"error: --output {first.store}: holds other features: view is both there and rgb here, "
+        "dim is 2560 there and 1280 here; choose another --output\n",
+    )
+    failed = subprocess.run([*command, "--max-failed", "2"], capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1].startswith("error: 3 of 6 videos failed, more than --max-failed 2")
+
+
+@pytest.mark.parametrize(
+    ("counts", "line"),
+    [
+        ({}, "videos 0/242 · starting"),
+        (
+            {"ok": 115, "partial": 1, "failed": 2},
+            "videos 118/242 · ok 115 · partial 1 · failed 2 · 11.8/s · 0:11 left",
+        ),
+        ({"ok": 242}, "videos 242/242 · ok 242 · partial 0 · failed 0 · 24.2/s · 0:00 left"),
+    ],
+)
+def test_progress_line(counts: dict[str, int], line: str) -> None:
+    assert progress_line(counts, 242, 10.0) == line
