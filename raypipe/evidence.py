@@ -4,7 +4,7 @@ import platform
 import shlex
 import sys
 from datetime import datetime
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 
 import numpy as np
@@ -109,5 +109,8 @@ def notes(dataset: Dataset, splits: Splits, claim: Claim) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    names = ["raypipe", "ray", "keras", "numpy", "pyarrow", "scikit-learn"]
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
+    """Of Python and of the packages that the numbers depend on, as installed."""
+    names = ["raypipe", "ray", "keras", "tensorflow", "tensorflow-cpu", "numpy", "pyarrow"]
+    installed = {d.metadata["Name"].replace("_", "-"): d.version for d in distributions()}
+    found = {name.removesuffix("-cpu"): installed[name] for name in names if name in installed}
+    return {"python": platform.python_version()} | found

@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+from clips import write_video
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
@@ -24,3 +25,9 @@ def fights() -> Path:
 def wild() -> Path:
     """41 small real files in many containers and codecs, with index.csv."""
     return shared("wild")
+
+
+@pytest.fixture(scope="session")
+def clip_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """100 frames of H.264 with a keyframe every 12."""
+    return write_video(tmp_path_factory.mktemp("clips") / "clip.mp4", frames=100, options={"g": "12"})

@@ -9,8 +9,9 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from raypipe.cluster import ANSWER_TIMEOUT_S, connect
-from raypipe.errors import RunFailed
+from raypipe.cluster import ANSWER_TIMEOUT_S, Cluster, claim_for, connect
+from raypipe.config import ResourcesConfig
+from raypipe.errors import RunFailed, UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -102,3 +103,35 @@ def test_there_are_nodes_for_extraction_and_nodes_for_trials(config: dict[str, A
 def test_what_is_copied_to_the_nodes_exists(config: dict[str, Any]) -> None:
     for source in config["file_mounts"].values():
         assert source.startswith("~") or (ROOT / source).exists(), source
+
+
+# --- what a trial claims --------------------------------------------------------------------------
+
+
+def cluster(cpus: int = 8, gpus: int = 0, most: int = 0) -> Cluster:
+    return Cluster(cpus=cpus, gpus=gpus, most_gpus_on_a_node=most, dashboard="")
+
+
+@pytest.mark.parametrize(
+    ("offered", "asked", "resources", "replicas"),
+    [
+        (cluster(), ResourcesConfig(), {"cpu": 1}, 2),
+        (cluster(gpus=4, most=4), ResourcesConfig(), {"cpu": 1, "gpu": 2}, 2),
+        (cluster(gpus=8, most=1), ResourcesConfig(gpus_per_trial=1), {"cpu": 1, "gpu": 1}, 1),
+    ],
+)
+def test_a_trial_claims_two_gpus_or_as_many_cpu_devices(offered, asked, resources, replicas):
+    claim = claim_for(offered, asked)
+    assert (claim.resources, claim.replicas) == (resources, replicas)
+
+
+@pytest.mark.parametrize(
+    ("offered", "asked", "sentence"),
+    [
+        (cluster(gpus=2, most=1), ResourcesConfig(), "--gpus-per-trial 2: no node has so many GPUs"),
+        (cluster(cpus=2), ResourcesConfig(cpus_per_trial=3), "--cpus-per-trial 3: the cluster has 2"),
+    ],
+)
+def test_a_claim_that_no_node_could_meet_is_refused(offered, asked, sentence):
+    with pytest.raises(UserError, match=sentence):
+        claim_for(offered, asked)

@@ -15,42 +15,11 @@ import numpy as np
 import pytest
 from features import SPEC, make_store
 
-from raypipe.cluster import Cluster, claim_for
-from raypipe.config import Range, ResourcesConfig, SplitConfig, TrialConfig, TuneConfig
+from raypipe.config import Range, SplitConfig, TrialConfig, TuneConfig
 from raypipe.dataset import load_dataset, split_dataset
 from raypipe.errors import UserError
-from raypipe.evidence import worst_misses
 from raypipe.store import FeatureStore
 from raypipe.tune import check_search, error_sentence, merged, new_run_folder
-
-
-def cluster(cpus: int = 8, gpus: int = 0, most: int = 0) -> Cluster:
-    return Cluster(cpus=cpus, gpus=gpus, most_gpus_on_a_node=most, dashboard="")
-
-
-@pytest.mark.parametrize(
-    ("offered", "asked", "resources", "replicas"),
-    [
-        (cluster(), ResourcesConfig(), {"cpu": 1}, 2),
-        (cluster(gpus=4, most=4), ResourcesConfig(), {"cpu": 1, "gpu": 2}, 2),
-        (cluster(gpus=8, most=1), ResourcesConfig(gpus_per_trial=1), {"cpu": 1, "gpu": 1}, 1),
-    ],
-)
-def test_a_trial_claims_two_gpus_or_as_many_cpu_devices(offered, asked, resources, replicas):
-    claim = claim_for(offered, asked)
-    assert (claim.resources, claim.replicas) == (resources, replicas)
-
-
-@pytest.mark.parametrize(
-    ("offered", "asked", "sentence"),
-    [
-        (cluster(gpus=2, most=1), ResourcesConfig(), "--gpus-per-trial 2: no node has so many GPUs"),
-        (cluster(cpus=2), ResourcesConfig(cpus_per_trial=3), "--cpus-per-trial 3: the cluster has 2"),
-    ],
-)
-def test_a_claim_that_no_node_could_meet_is_refused(offered, asked, sentence):
-    with pytest.raises(UserError, match=sentence):
-        claim_for(offered, asked)
 
 
 @pytest.mark.parametrize(
@@ -82,17 +51,6 @@ def test_the_search_draws_over_what_is_fixed():
 def test_an_error_is_one_sentence():
     assert error_sentence("Failure # 1\nTraceback ...\nValueError: no memory\n") == "ValueError: no memory"
     assert error_sentence("") == "unknown error"
-
-
-def test_the_worst_mistakes_come_first():
-    from raypipe.training import ClipSet
-
-    clips = ClipSet(["a", "b", "c", "d"], np.zeros((4, 1, 1), np.float16), np.array([0, 0, 1, 1]), ["x", "y"])
-    probabilities = np.array([[0.4, 0.6], [0.1, 0.9], [0.2, 0.8], [np.nan, np.nan]], np.float32)
-    assert [(miss.video_id, miss.predicted) for miss in worst_misses(clips, probabilities)] == [
-        ("b", "y"),
-        ("a", "y"),
-    ]
 
 
 def run_tune(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
