@@ -76,7 +76,7 @@ def test_the_last_file_given_is_the_one_read(tmp_path: Path) -> None:
         (ExtractConfig, "--frames INT T, frames per clip, spread evenly over it. (default: 16)"),
         (ExtractConfig, "--timeout-s FLOAT Seconds that decoding a file may take. (default: 60.0)"),
         (TuneConfig, "--num-samples INT Number of trials. (default: 5)"),
-        (TuneConfig, "--learning-rate FLOAT AdamW's step size. (default: 0.001)"),
+        (TuneConfig, "--learning-rate FLOAT AdamW's step size. (default: 0.0002)"),
     ],
 )
 def test_help_says_meaning_unit_and_default(
