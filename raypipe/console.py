@@ -65,7 +65,10 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def run_command(main: Callable[[], object]) -> None:
+GO_ON = "what was finished is kept, run the same command to go on"
+
+
+def run_command(main: Callable[[], object], *, when_stopped: str = GO_ON) -> None:
     """Runs a command and exits: 0 done, 1 failed, 2 wrong use. A person's mistake has no traceback."""
     setup_logging()
     signal.signal(signal.SIGTERM, _terminate)
@@ -76,7 +79,7 @@ def run_command(main: Callable[[], object]) -> None:
         sys.exit(error.exit_status)
     except KeyboardInterrupt as stop:
         name = str(stop) or "Ctrl-C"
-        sys.stderr.write(f"\nstopped by {name}; what was finished is kept, run the same command to go on\n")
+        sys.stderr.write(f"\nstopped by {name}; {when_stopped}\n")
         sys.exit(1)
 
 

@@ -103,6 +103,11 @@ def notes(dataset: Dataset, splits: Splits, claim: Claim) -> list[str]:
         said.append(f"{dataset.outcomes['failed']} videos failed in extraction and take no part.")
     if dataset.unlabelled:
         said.append(f"{dataset.unlabelled} clips have no label and take no part.")
+    if len(set(dataset.groups)) < len(dataset.groups):
+        said.append(
+            "Intervals take clips as independent (Wilson). Clips of one group are alike, "
+            "so the true intervals are wider."
+        )
     gpu = "GPU use, memory and energy were not measured"
     said.append(f"{gpu}." if claim.gpus else f"{gpu}: the cluster has no GPU.")
     return said

@@ -114,7 +114,7 @@ def extract_missing(
         from ray.exceptions import RayError
 
         cpus = min(config.cpus or cluster.cpus, cluster.cpus) or 1
-        tally = ray.remote(Tally).options(name="raypipe progress", num_cpus=0).remote()
+        tally = ray.remote(Tally).options(num_cpus=0).remote()
         progress = Progress(tally, len(plan.todo))
         committed: set[str] = set()
         stages_s = Counter[str]()

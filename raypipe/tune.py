@@ -444,4 +444,7 @@ def say_result(result: BestResult, folder: Path, wall_s: float) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(load_config(TuneConfig, prog="python -m raypipe.tune")))
+    run_command(
+        lambda: main(load_config(TuneConfig, prog="python -m raypipe.tune")),
+        when_stopped="the trials so far are in the run's report.html and leaderboard.csv",
+    )

@@ -34,6 +34,7 @@ def test_a_side_is_the_clips_that_have_an_answer():
     [
         ({"failed": 2}, "2 videos failed in extraction"),
         ({"grouped": False}, "The videos have no groups"),
+        ({}, "Intervals take clips as independent"),
         ({}, "GPU use, memory and energy were not measured: the cluster has no GPU."),
     ],
 )
