@@ -113,7 +113,7 @@ def extract_missing(
         import ray
         from ray.exceptions import RayError
 
-        cpus = min(config.cpus or cluster.cpus, cluster.cpus) or 1
+        cpus = max(1, min(config.cpus or cluster.cpus, cluster.cpus, len(plan.todo)))
         tally = ray.remote(Tally).options(num_cpus=0).remote()
         progress = Progress(tally, len(plan.todo))
         committed: set[str] = set()
@@ -158,6 +158,8 @@ def run_pipeline(
     context.execution_no_progress_timeout_s = STALL_TIMEOUT_S
     context.execution_options.preserve_order = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Few videos keep few workers busy, about which Ray has long advice.
+    warnings.filterwarnings("ignore", "The (min|max)imum number of concurrent", UserWarning)
 
     sampling, limits = config.sampling, config.limits
     request = ClipRequest(

@@ -165,8 +165,8 @@ def search(
             # Epochs are comparable between trials, since each covers all folds.
             scheduler=ASHAScheduler(
                 time_attr="epoch",
-                metric="loss",
-                mode="min",
+                metric="score",
+                mode="max",
                 max_t=config.trial.epochs,
                 grace_period=min(GRACE_EPOCHS, config.trial.epochs),
                 reduction_factor=3,
