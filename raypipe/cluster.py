@@ -2,9 +2,11 @@
 
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,7 +53,7 @@ def connect() -> Iterator[Cluster]:
         where = f"RAY_ADDRESS {address}" if address else "this machine"
         _refuse_unanswered(address)
         try:
-            with _without_log_level_notice():
+            with _without_log_level_notice(), _keeping_sigterm():
                 ray.init(
                     address=address or "local",
                     include_dashboard=None if address else True,
@@ -98,6 +100,17 @@ def _without_log_level_notice() -> Iterator[None]:
             os.dup2(screen.fileno(), 2)
             held.seek(0)
             screen.writelines(line for line in held if b"RAY_BACKEND_LOG_LEVEL" not in line)
+
+
+@contextmanager
+def _keeping_sigterm() -> Iterator[None]:
+    """Gives SIGTERM back to whom it belonged: Ray takes it, and would end the command without a word."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _describe() -> Cluster:

@@ -61,6 +61,8 @@ def run_report(
     claim: Claim,
     board: Leaderboard,
     best: BestResult | None,
+    *,
+    started: datetime,
 ) -> RunReport:
     """The report's values as they stand."""
     spec = store.spec()
@@ -68,8 +70,8 @@ def run_report(
         name=folder.name,
         command=shlex.join(["python", "-m", "raypipe.tune", *sys.argv[1:]]),
         metric=config.metric,
-        started=datetime.fromtimestamp(folder.stat().st_ctime).astimezone().isoformat(timespec="seconds"),
-        wall_s=0.0,
+        started=started.isoformat(timespec="seconds"),
+        wall_s=(datetime.now().astimezone() - started).total_seconds(),
         features=str(store.path),
         view=spec.view,
         backbone=spec.backbone,

@@ -73,7 +73,7 @@ class Leaderboard:
         share = (
             ended + sum(_progress(t) for t in self._trials.values() if t.status == "running")
         ) / self.total
-        if 0 < share < 1:
+        if 0.1 < share < 1:  # earlier, starting up would count for too much
             parts.append(f"{duration(elapsed_s / share * (1 - share))} left at most")
         return " · ".join(parts)
 

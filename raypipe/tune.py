@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ REPORT_EVERY_S = 5.0
 
 def main(config: TuneConfig) -> Path:
     """Runs the search; returns the folder of its results. Raises UserError and RunFailed."""
-    started_s = time.monotonic()
+    started, started_s = datetime.now().astimezone(), time.monotonic()
     store = FeatureStore(config.features)
     dataset = load_dataset(store)
     splits = split_dataset(dataset, config.splits, seed=config.seed, store=store)
@@ -67,8 +68,8 @@ def main(config: TuneConfig) -> Path:
 
         def page(best: BestResult | None) -> None:
             board.write_csv(folder / "leaderboard.csv")
-            report = run_report(config, folder, store, dataset, splits, claim, board, best)
-            write_report(folder / "report.html", replace(report, wall_s=time.monotonic() - started_s))
+            report = run_report(config, folder, store, dataset, splits, claim, board, best, started=started)
+            write_report(folder / "report.html", report)
 
         page(None)
         search(config, dataset.clips, splits, claim, folder, board, page=lambda: page(None))

@@ -75,8 +75,13 @@ def list_videos(source: str) -> Listing:
         what = "is a file, not a folder or manifest" if os.path.exists(source) else "does not exist"
         raise UserError(f"--input {source}: {what}; give a folder, a .csv/.parquet/.jsonl, a glob or a URI")
     if not listing.videos:
-        raise UserError(f"--input {source}: no videos found{_hint(listing.ignored)}")
+        raise UserError(f"--input {source}: no videos found; {_advice(listing.ignored)}")
     _refuse_duplicates(source, listing.videos)
+    if all("://" not in video.path and video.size_bytes is None for video in listing.videos):
+        raise UserError(
+            f"--input {source}: none of its {len(listing.videos)} videos exists, for example "
+            f"{listing.videos[0].path}; paths are relative to the manifest's folder"
+        )
     return Listing(sorted(listing.videos, key=lambda video: video.video_id), listing.ignored)
 
 
@@ -90,8 +95,10 @@ def _suffix(source: str) -> str:
     return os.path.splitext(_split_options(source)[0])[1].lower()
 
 
-def _hint(ignored: int) -> str:
-    return f"; the {ignored} files there have no video's suffix, name them in a manifest" if ignored else ""
+def _advice(ignored: int) -> str:
+    if ignored:
+        return f"the {ignored} files there have no video's suffix, name them in a manifest"
+    return "name a folder, manifest, glob or URI that has some"
 
 
 def _refuse_duplicates(source: str, videos: Iterable[Video]) -> None:
@@ -215,11 +222,6 @@ def _read_manifest(source: str) -> list[Video]:
         else:
             path = os.path.join(base, local)
             videos.append(_local_video(path, Video(video_id, path, label, group, split)))
-    if videos and all("://" not in video.path and video.size_bytes is None for video in videos):
-        raise UserError(
-            f"--input {source}: none of its {len(videos)} videos exists, for example {videos[0].path}; "
-            "paths are relative to the manifest's folder"
-        )
     return videos
 
 
