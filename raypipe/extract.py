@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from raypipe import __version__
 from raypipe.backbones import Backbone, load_backbone
 from raypipe.config import ExtractConfig, SamplingConfig, load_config, write_yaml
-from raypipe.console import LiveLine, duration, run_command
+from raypipe.console import LiveLine, duration, run_command, shown_path
 from raypipe.errors import RunFailed
 from raypipe.store import (
     ROW_SCHEMA,
@@ -71,7 +71,9 @@ def main(config: ExtractConfig) -> dict[str, Any]:
         write_atomically(store.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
         write_yaml(config, store.path / "config.yaml")
     report_failures(store, listing.videos)
-    LOG.info("%s in %s: %s", counts_line(summary["outcomes"]), duration(summary["wall_s"]), store.path)
+    LOG.info(
+        "%s in %s: %s", counts_line(summary["outcomes"]), duration(summary["wall_s"]), shown_path(store.path)
+    )
     refuse_too_many_failures(config, summary)
     return summary
 
@@ -388,7 +390,7 @@ def summarize(
         "cpu_s": {stage: round(seconds, 3) for stage, seconds in stages_s.items()},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "raypipe": __version__,
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(["python", "-m", "raypipe.extract", *sys.argv[1:]]),
     }
 
 

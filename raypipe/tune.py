@@ -25,7 +25,7 @@ from raypipe.config import (
     load_config,
     write_yaml,
 )
-from raypipe.console import LiveLine, duration, run_command
+from raypipe.console import LiveLine, duration, run_command, shown_path
 from raypipe.dataset import Dataset, class_counts, load_dataset, split_dataset
 from raypipe.errors import RunFailed, UserError
 from raypipe.evidence import evaluate_side, run_report, score, worst_misses
@@ -63,7 +63,8 @@ def main(config: TuneConfig) -> Path:
     with connect() as cluster:
         claim = claim_for(cluster, config.resources)
         LOG.info("%d trials, each on %s", config.num_samples, claim.devices)
-        LOG.info("curves: tensorboard --logdir %s · report: %s", folder / "trials", folder / "report.html")
+        LOG.info("curves: tensorboard --logdir %s", shown_path(folder / "trials"))
+        LOG.info("report, rewritten as trials finish: %s", shown_path(folder / "report.html"))
         board = Leaderboard(total=config.num_samples, metric=config.metric)
 
         def page(best: BestResult | None) -> None:
@@ -441,7 +442,7 @@ def say_result(result: BestResult, folder: Path, wall_s: float) -> None:
                 evaluation.auc,
                 evaluation.clips,
             )
-    LOG.info("done in %s: %s", duration(wall_s), folder / "report.html")
+    LOG.info("done in %s: %s", duration(wall_s), shown_path(folder / "report.html"))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ import pty
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from raypipe.console import LOG, LiveLine
+from raypipe.console import LOG, LiveLine, shown_path
 
 PREAMBLE = """
 import time
@@ -97,3 +98,9 @@ def test_on_a_terminal_one_line_rewritten_and_cleared() -> None:
     os.close(terminal)
     os.close(its_end)
     assert shown == f"\r\x1b[K{'a' * 59}\r\x1b[Kb\r\x1b[K"
+
+
+def test_a_path_is_shown_as_a_person_would_type_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert shown_path(tmp_path / "results" / "tune") == "results/tune"
+    assert shown_path(Path("/elsewhere")) == "/elsewhere"

@@ -230,6 +230,9 @@ def test_max_failed(max_failed: float, passes: bool, again: Run) -> None:
 # --- faults -----------------------------------------------------------------------------------------
 
 
+ALL_60 = [(f"a/{number:02}.mp4",) for number in range(60)]
+
+
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 small videos."""
@@ -241,12 +244,12 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def workers(name: str) -> list[int]:
-    """The processes of these actors of this process's own cluster: grandchildren, by way of the raylet."""
+    """The processes of these actors that are at work in this process's cluster: children of its raylet."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has just ended
             title = (folder / "cmdline").read_text()
-            if f"({name})" in title and parent(parent(int(folder.name))) == os.getpid():
+            if f"({name})).submit" in title and parent(parent(int(folder.name))) == os.getpid():
                 found.append(int(folder.name))
     return found
 
@@ -257,26 +260,20 @@ def parent(pid: int) -> int:
 
 def test_a_killed_worker_costs_no_video(many: Path, tmp_path: Path, _ray: None) -> None:
     run = Run(many, tmp_path / "features")
-    killed: list[str] = []
+    killed = []
 
-    def kill(name: str, *, after_shards: int) -> None:
-        while not (len(run.shards()) >= after_shards and (pids := workers(name))):
-            time.sleep(0.05)
+    def kill(name: str) -> None:
+        while not (pids := workers(name)):
+            time.sleep(0.01)
         os.kill(pids[0], signal.SIGKILL)
         killed.append(name)
 
-    threads = [
-        threading.Thread(target=kill, args=(name,), kwargs={"after_shards": shards}, daemon=True)
-        for name, shards in (("DecodeClips", 0), ("EmbedClips", 1))
-    ]
-    for thread in threads:
-        thread.start()
+    for name in ("DecodeClips", "EmbedClips"):
+        threading.Thread(target=kill, args=(name,), daemon=True).start()
     summary = main(run.config(shard_rows=4))
-    for thread in threads:
-        thread.join(1)
-    assert sorted(killed) == ["DecodeClips", "EmbedClips"]
+    assert killed == ["DecodeClips", "EmbedClips"]
     assert summary["outcomes"] == {"ok": 60}
-    assert run.rows("video_id") == [(f"a/{number:02}.mp4",) for number in range(60)]
+    assert run.rows("video_id") == ALL_60
 
 
 def extract(*arguments: str) -> "subprocess.Popen[str]":
@@ -290,31 +287,45 @@ def extract(*arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def test_a_stopped_or_killed_run_is_gone_on_with(many: Path, tmp_path: Path) -> None:
-    run = Run(many, tmp_path / "features")
-    done = 0
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        child = extract("--input", str(many), "--output", str(run.store), "--shard-rows", "4")
-        while len(run.rows("video_id") if run.shards() else []) <= done:
-            assert child.poll() is None, child.communicate()
-            time.sleep(0.02)
-        child.send_signal(number)
-        _, said = child.communicate(timeout=60)
-        if number == signal.SIGTERM:
-            assert child.returncode == 1 and "Traceback" not in said
-            assert said.endswith(
-                "stopped by SIGTERM; what was finished is kept, run the same command to go on\n"
-            )
-        done = len(run.rows("video_id"))
-        assert 0 < done < 60
-    kept = run.shards()
+def interrupt(run: Run, number: signal.Signals) -> tuple[int, str]:
+    """Starts the command, sends the signal once a shard is there; exit status and what it said."""
+    child = extract("--input", str(run.videos), "--output", str(run.store), "--shard-rows", "4")
+    while not run.shards():
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.02)
+    child.send_signal(number)
+    said = child.communicate(timeout=60)[1]
+    assert 0 < len(run.rows("video_id")) < 60
+    return child.returncode, said
 
-    child = extract("--input", str(many), "--output", str(run.store), "--shard-rows", "4")
-    _, said = child.communicate(timeout=120)
-    assert child.returncode == 0 and f"60 videos: {done} done before, {60 - done} to do" in said
-    assert run.rows("video_id", "outcome") == [(f"a/{number:02}.mp4", "ok") for number in range(60)]
+
+def test_a_killed_run_is_gone_on_with(many: Path, tmp_path: Path, _ray: None) -> None:
+    run = Run(many, tmp_path / "features")
+    assert interrupt(run, signal.SIGKILL)[0] == -signal.SIGKILL
+    done, kept = len(run.rows("video_id")), run.shards()
+    summary = main(run.config(shard_rows=4))
+    assert (summary["done_before"], summary["extracted"]) == (done, 60 - done)
+    assert run.rows("video_id") == ALL_60
     assert kept.items() <= run.shards().items()
     assert not (run.store / ".staging").exists()
+
+
+def test_a_stopped_run_is_gone_on_with(many: Path, tmp_path: Path) -> None:
+    run = Run(many, tmp_path / "features")
+    status, said = interrupt(run, signal.SIGTERM)
+    assert status == 1 and "Traceback" not in said
+    assert said.splitlines()[-1] == (
+        "stopped by SIGTERM; what was finished is kept, run the same command to go on"
+    )
+    done = len(run.rows("video_id"))
+    assert not (run.store / ".staging").exists()
+
+    child = extract("--input", str(many), "--output", str(run.store))
+    out, said = child.communicate(timeout=120)
+    assert (child.returncode, out) == (0, "") and "Traceback" not in said
+    assert f"60 videos: {done} done before, {60 - done} to do" in said
+    assert "60 videos: 60 ok, 0 partial, 0 failed in 0:" in said.splitlines()[-1]
+    assert run.rows("video_id") == ALL_60
 
 
 # --- the command line -------------------------------------------------------------------------------
