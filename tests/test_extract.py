@@ -310,6 +310,7 @@ def test_a_killed_run_is_gone_on_with(many: Path, tmp_path: Path, _ray: None) ->
     assert not (run.store / ".staging").exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_gone_on_with(many: Path, tmp_path: Path) -> None:
     run = Run(many, tmp_path / "features")
     status, said = interrupt(run, signal.SIGTERM)
