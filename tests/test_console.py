@@ -10,8 +10,10 @@ import pytest
 
 from raypipe.console import LOG, LiveLine, shown_path
 
+# A job in the background is born deaf to Ctrl-C: the child is given its ears back.
 PREAMBLE = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from raypipe.console import LOG, LiveLine, run_command
 from raypipe.errors import RunFailed, UserError
 def main():

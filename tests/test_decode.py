@@ -10,7 +10,15 @@ from clips import turn_video, write_video
 from numpy.typing import NDArray
 
 from raypipe.containers import DecodeError
-from raypipe.decode import ClipRequest, DecodedClip, decode_clip, motion_picture
+from raypipe.decode import (
+    ClipRequest,
+    DecodedClip,
+    FrameReader,
+    PacketEntry,
+    decode_clip,
+    keyframe_before,
+    motion_picture,
+)
 from raypipe.sampling import plan_frames, uniform_positions
 
 SIZE = 64
@@ -79,6 +87,41 @@ def test_pictures_equal_those_of_another_decoder(
     clip = decode(path, RGB)
     np.testing.assert_array_equal(clip.pictures, reference[uniform_positions(100, 6)])
     assert (clip.facts.frame_count, clip.message, clip.frame_ok) == (100, None, [True] * 6)
+
+
+@pytest.mark.parametrize(("name", "codec", "options"), [CODECS[i] for i in (0, 2, 4, 6, 7)], ids=str)
+def test_no_more_is_decoded_than_the_pictures_need(
+    name: str, codec: str, options: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a keyframe every 12, 6 pictures need at most 6 times 12 packets and a few for reordering."""
+    decoded = []
+    decode_packet = FrameReader._decode_packet
+
+    def count(reader: FrameReader, packet: object) -> list[av.VideoFrame]:
+        decoded.append(packet)
+        return decode_packet(reader, packet)
+
+    path = write_video(tmp_path / name, codec=codec, options=options, frames=300)
+    monkeypatch.setattr(FrameReader, "_decode_packet", count)
+    assert decode(path, RGB).frame_ok == [True] * 6
+    assert len(decoded) < 120
+
+
+@pytest.mark.parametrize(
+    ("keyframes", "times", "target", "found"),
+    [
+        ([0, 3], [0, 1, 2, 3, 4, 5], 5, 3),
+        ([0, 3], [0, 1, 2, 3, 4, 5], 3, 3),
+        ([0, 3], [0, 1, 2, 3, 4, 5], 2, 0),
+        ([0, 2], [0, 1, 4, 2, 3, 5], 3, 0),  # open GOP: shown before the keyframe, stored after it
+        ([0, 2], [0, 1, 4, 2, 3, 5], 5, 2),
+        ([2], [0, 1, 2, 3], 1, None),
+        ([], [0, 1], 1, None),
+    ],
+)
+def test_keyframe_before(keyframes: list[int], times: list[int], target: int, found: int | None) -> None:
+    packets = [PacketEntry(pts, i in keyframes) for i, pts in enumerate(times)]
+    assert keyframe_before(packets, target, times[target]) == found
 
 
 @pytest.mark.parametrize("keyframes", [12, 250])

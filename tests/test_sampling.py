@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.sampling import motion_partners, plan_frames, uniform_positions
@@ -72,6 +72,7 @@ def test_no_frames() -> None:
 intervals_s = st.floats(0.001, 10)
 
 
+@settings(deadline=None)
 @given(
     st.lists(intervals_s, max_size=60).map(lambda gaps: np.cumsum([0.0, *gaps])),
     st.integers(1, 40),

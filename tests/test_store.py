@@ -153,7 +153,7 @@ def hold(path: Path, held: Any, release: Any) -> None:
 def test_a_second_writer_is_refused_until_the_first_is_gone(end: str, store: FeatureStore) -> None:
     context = multiprocessing.get_context("spawn")
     held, release = context.Event(), context.Event()
-    first = context.Process(target=hold, args=(store.path, held, release))
+    first = context.Process(target=hold, args=(store.path, held, release), daemon=True)
     first.start()
     assert held.wait(20)
     with pytest.raises(UserError) as caught, store.writing(SPEC):
@@ -245,7 +245,9 @@ def test_relabel(store: FeatureStore) -> None:
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     file = tmp_path / "summary.json"
+    write_atomically(file, b"older")
     write_atomically(file, b"old")
+    assert list(tmp_path.iterdir()) == [file]
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as a full disk
     try:
