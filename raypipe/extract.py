@@ -148,7 +148,7 @@ def run_pipeline(
     cpus: int,
     tally: Any,
 ) -> Iterator[dict[str, Any]]:
-    """Yields one summary per staged shard: its name, its videos' ids, CPU seconds by stage."""
+    """Yields one summary per staged shard: its name, and CPU seconds by stage."""
     import ray.data
     from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 

@@ -151,21 +151,26 @@ class FeatureStore:
             ) from None
         except (OSError, ValueError) as error:
             raise UserError(f"{file}: cannot be read: {error}") from None
-        if content.get("schema_version") != SCHEMA_VERSION:
+        names = [field.name for field in fields(FeatureSpec)]
+        whole = isinstance(content, dict) and all(name in content for name in names)
+        if not whole or content["schema_version"] != SCHEMA_VERSION:
             raise UserError(
-                f"{file}: schema_version {content.get('schema_version')} is not {SCHEMA_VERSION}, "
-                "which this version of raypipe reads; extract the features again"
+                f"{file}: is not of schema_version {SCHEMA_VERSION}, which this version of raypipe reads; "
+                "extract the features again, into another folder"
             )
-        return FeatureSpec(**{f.name: content[f.name] for f in fields(FeatureSpec)})
+        return FeatureSpec(**{name: content[name] for name in names})
 
     def shards(self) -> list[Path]:
         return sorted(self.path.glob("part-*.parquet"))
 
     def read(self, columns: list[str]) -> pa.Table:
-        """These columns of every row, sorted by video and clip, so that order never depends on timing."""
+        """These columns of every row, sorted by video and clip, so that order never depends on timing.
+
+        Raises UserError naming a shard that something else has damaged.
+        """
         wanted = list(dict.fromkeys([*columns, "video_id", "clip_index"]))
         schema = pa.schema([field for field in self._schema() if field.name in wanted])
-        tables = [pq.read_table(shard, columns=wanted, schema=schema) for shard in self.shards()]
+        tables = [_read_shard(shard, wanted, schema) for shard in self.shards()]
         table = pa.concat_tables(tables) if tables else schema.empty_table()
         order = pc.sort_indices(table, sort_keys=[("video_id", "ascending"), ("clip_index", "ascending")])
         return table.take(order).select(columns)
@@ -275,6 +280,16 @@ class FeatureStore:
                 os.replace(self.staging / stage_shard(table, self.staging), shard)
             else:
                 shard.unlink()
+
+
+def _read_shard(shard: Path, columns: list[str], schema: pa.Schema) -> pa.Table:
+    try:
+        return pq.read_table(shard, columns=columns, schema=schema)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(
+            f"{shard}: cannot be read: {' '.join(str(error).split())}; "
+            "delete it and run raypipe.extract again, which makes its rows anew"
+        ) from None
 
 
 def stage_shard(table: pa.Table, staging: str | Path) -> str:

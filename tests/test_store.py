@@ -111,10 +111,12 @@ def test_an_empty_store(tmp_path: Path) -> None:
         (None, "--features {path}: no feature store there; run python -m raypipe.extract first, "
          "or name the folder it wrote"),
         ("{", "{path}/features.json: cannot be read: "),
-        ('{"schema_version": 99}', "{path}/features.json: schema_version 99 is not 1, which this version "
+        ('{"schema_version": 99}', "{path}/features.json: is not of schema_version 1, which this version "
          "of raypipe reads; extract the features again"),
+        ('{"schema_version": 1}', "{path}/features.json: is not of schema_version 1, which"),
+        ("[]", "{path}/features.json: is not of schema_version 1, which"),
     ],
-    ids=["none", "broken", "another version"],
+    ids=["none", "broken", "another version", "half", "a list"],
 )  # fmt: skip
 def test_no_store_to_read(content: str | None, said: str, tmp_path: Path) -> None:
     if content is not None:
@@ -122,6 +124,15 @@ def test_no_store_to_read(content: str | None, said: str, tmp_path: Path) -> Non
     with pytest.raises(UserError) as caught:
         FeatureStore(tmp_path).spec()
     assert str(caught.value).startswith(said.replace("{path}", str(tmp_path)))
+
+
+def test_a_shard_that_something_damaged_is_named(store: FeatureStore) -> None:
+    shard = store.shards()[0]
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(UserError) as caught:
+        store.read(["label"])
+    assert str(caught.value).startswith(f"{shard}: cannot be read: ")
+    assert "delete it and run raypipe.extract again" in str(caught.value)
 
 
 @pytest.mark.parametrize("field", ["frames", "view", "motion_gap_s", "weights_digest", "dim"])
