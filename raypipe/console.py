@@ -39,6 +39,7 @@ class LiveLine:
         self._shown = False
 
     def show(self, text: str) -> None:
+        """Puts the text in the line's place, cut to the terminal's width."""
         if self._terminal:
             width = shutil.get_terminal_size().columns - 1
             sys.stderr.write(f"\r\x1b[K{text[:width]}")

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from raypipe.config import SplitConfig
 from raypipe.errors import UserError
 from raypipe.splits import TEST, Splits, assign_groups, check_classes, given_splits
-from raypipe.store import FeatureStore, features_array, write_atomically
+from raypipe.store import FeatureStore, features_array, write_json
 from raypipe.training import ClipSet
 
 LOG = logging.getLogger("raypipe")
@@ -74,20 +74,20 @@ def split_dataset(dataset: Dataset, config: SplitConfig, *, seed: int, store: Fe
         raise UserError(f"--features {store.path}: all clips have the label {names[0]!r}; two are needed")
     if any(dataset.splits):
         splits = given_splits(dataset.splits)
-    else:
-        labels = [names[number] for number in dataset.clips.labels]
-        # Kept beside the features: all runs over them share their sides, and no group moves later.
-        path = store.path / "splits" / f"seed{seed}-folds{config.folds}-test{config.test_share:g}.json"
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        sides = assign_groups(
-            dataset.groups, labels, folds=config.folds, test_share=config.test_share, seed=seed, kept=kept
-        )
-        splits = Splits(np.array([sides[group] for group in dataset.groups], np.int64), config.folds)
         check_classes(dataset.clips.labels, names, splits)
-        if kept | sides != kept:
-            path.parent.mkdir(exist_ok=True)
-            write_atomically(path, (json.dumps(kept | sides, indent=1, sort_keys=True) + "\n").encode())
+        return splits
+    labels = [names[number] for number in dataset.clips.labels]
+    # Kept beside the features: all runs over them share their sides, and no group moves later.
+    path = store.path / "splits" / f"seed{seed}-folds{config.folds}-test{config.test_share:g}.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    sides = assign_groups(
+        dataset.groups, labels, folds=config.folds, test_share=config.test_share, seed=seed, kept=kept
+    )
+    splits = Splits(np.array([sides[group] for group in dataset.groups], np.int64), config.folds)
     check_classes(dataset.clips.labels, names, splits)
+    if kept | sides != kept:
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, dict(sorted((kept | sides).items())))
     return splits
 
 

@@ -1,5 +1,6 @@
 """What a search has shown, as the report's values: scores by side, the worst mistakes, what to know first."""
 
+import functools
 import platform
 import shlex
 import sys
@@ -115,6 +116,7 @@ def notes(dataset: Dataset, splits: Splits, claim: Claim) -> list[str]:
     return said
 
 
+@functools.cache  # looks through everything installed; the report is rewritten every few seconds
 def versions() -> dict[str, str]:
     """Of Python and of the packages that the numbers depend on, as installed."""
     names = ["raypipe", "ray", "keras", "tensorflow", "tensorflow-cpu", "numpy", "pyarrow"]

@@ -3,7 +3,6 @@
 python -m raypipe.extract --input videos/ --output results/features
 """
 
-import json
 import logging
 import shlex
 import sys
@@ -34,7 +33,7 @@ from raypipe.store import (
     plan_run,
     shard_table,
     stage_shard,
-    write_atomically,
+    write_json,
 )
 from raypipe.videos import Video, list_videos
 
@@ -67,10 +66,11 @@ def main(config: ExtractConfig) -> dict[str, Any]:
         store.relabel(plan.relabelled)
         store.drop(plan.stale)
         stages_s = extract_missing(plan, store, spec, config) if plan.todo else {}
-        summary = summarize(listing.videos, store, plan, stages_s, time.monotonic() - started_s)
-        write_atomically(store.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        rows = listed_rows(store, listing.videos)
+        summary = summarize(rows, plan, stages_s, time.monotonic() - started_s)
+        write_json(store.path / "summary.json", summary)
         write_yaml(config, store.path / "config.yaml")
-    report_failures(store, listing.videos)
+    report_failures(rows)
     LOG.info(
         "%s in %s: %s", counts_line(summary["outcomes"]), duration(summary["wall_s"]), shown_path(store.path)
     )
@@ -372,15 +372,20 @@ def counts_line(outcomes: dict[str, int]) -> str:
     return f"{sum(outcomes.values())} videos: {counts}"
 
 
-def summarize(
-    videos: list[Video], store: FeatureStore, plan: Plan, stages_s: dict[str, float], wall_s: float
-) -> dict[str, Any]:
-    """What summary.json holds: the listing's videos by outcome and reason, and what the run cost."""
+def listed_rows(store: FeatureStore, videos: list[Video]) -> list[dict[str, Any]]:
+    """What became of each listed video: video_id, outcome, reason, message."""
     listed = {video.video_id for video in videos}
-    rows = [row for row in store.index().to_pylist() if row["video_id"] in listed]
+    table = store.read(["video_id", "outcome", "reason", "message"])
+    return [row for row in table.to_pylist() if row["video_id"] in listed]
+
+
+def summarize(
+    rows: list[dict[str, Any]], plan: Plan, stages_s: dict[str, float], wall_s: float
+) -> dict[str, Any]:
+    """What summary.json holds: the listed videos by outcome and reason, and what the run cost."""
     extracted = len(plan.todo)
     return {
-        "videos": len(videos),
+        "videos": plan.done + extracted,
         "extracted": extracted,
         "done_before": plan.done,
         "outcomes": dict(Counter(row["outcome"] for row in rows)),
@@ -397,18 +402,16 @@ def summarize(
 FAILURES_SHOWN = 3
 
 
-def report_failures(store: FeatureStore, videos: list[Video]) -> None:
+def report_failures(rows: list[dict[str, Any]]) -> None:
     """A few lines: failures by reason, with examples; all of them are rows of the store."""
-    listed = {video.video_id for video in videos}
-    table = store.read(["video_id", "outcome", "reason", "message"])
-    by_reason: dict[str, list[dict[str, str]]] = {}
-    for row in table.to_pylist():
-        if row["outcome"] == "failed" and row["video_id"] in listed:
+    by_reason: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["outcome"] == "failed":
             by_reason.setdefault(row["reason"], []).append(row)
-    for reason, rows in sorted(by_reason.items(), key=lambda item: -len(item[1])):
-        examples = "; ".join(f"{row['video_id']}: {row['message']}" for row in rows[:FAILURES_SHOWN])
-        more = f"; and {len(rows) - FAILURES_SHOWN} more" if len(rows) > FAILURES_SHOWN else ""
-        LOG.info("failed, %s: %d (%s%s)", reason, len(rows), examples, more)
+    for reason, failed in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+        examples = "; ".join(f"{row['video_id']}: {row['message']}" for row in failed[:FAILURES_SHOWN])
+        more = f"; and {len(failed) - FAILURES_SHOWN} more" if len(failed) > FAILURES_SHOWN else ""
+        LOG.info("failed, %s: %d (%s%s)", reason, len(failed), examples, more)
 
 
 def refuse_too_many_failures(config: ExtractConfig, summary: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ Here are the values, their order and the charts; the words and the looks are in 
 
 import io
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from raypipe.metrics import ClassResult, Evaluation
+from raypipe.store import write_atomically
 
 Setting = str | int | float | bool | None
 STATUSES = ("done", "running", "pruned", "pending", "failed")
@@ -119,13 +119,8 @@ def write_report(path: Path, run: RunReport) -> None:
     """Write `run` as one HTML file: whole or not at all, and equal bytes for equal values."""
     page = render(run)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # a file name that is not UTF-8 arrives with lone surrogates
-        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # a file name that is not UTF-8 arrives with lone surrogates
+    write_atomically(path, page.encode("utf-8", errors="backslashreplace"))
 
 
 def render(run: RunReport) -> str:

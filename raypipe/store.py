@@ -209,7 +209,7 @@ class FeatureStore:
     def _agree(self, spec: FeatureSpec) -> None:
         if not self.exists():
             content = asdict(spec) | {"fingerprint": spec.fingerprint}
-            write_atomically(self.path / "features.json", (json.dumps(content, indent=2) + "\n").encode())
+            write_json(self.path / "features.json", content)
             return
         self.refuse_other(spec)
 
@@ -332,11 +332,19 @@ def _index_schema() -> pa.Schema:
 def write_atomically(path: Path, content: Any) -> None:
     """The content under its name, complete or not at all, even if the machine stops now."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: object) -> None:
+    """`content` as indented JSON, written like `write_atomically`."""
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _sync_folder(path: Path) -> None:

@@ -3,7 +3,7 @@
 python -m raypipe.tune --features results/features --num-samples 5
 """
 
-import json
+import itertools
 import logging
 import os
 import time
@@ -33,8 +33,8 @@ from raypipe.leaderboard import Leaderboard, epoch_result, pending_trial
 from raypipe.metrics import wilson_interval
 from raypipe.report import BestResult, TrialResult, write_report
 from raypipe.splits import Splits
-from raypipe.store import FeatureStore, write_atomically
-from raypipe.training import ClipSet, Epoch, out_of_fold, refit, stopped, train_trial
+from raypipe.store import FeatureStore, write_json
+from raypipe.training import ClipSet, Epoch, best_epoch, out_of_fold, refit, stopped, train_trial
 
 if TYPE_CHECKING:
     from ray.tune import Callback
@@ -106,16 +106,12 @@ def check_search(config: TuneConfig) -> None:
 def new_run_folder(name: str | None) -> Path:
     """results/NAME, which must be new; without a name the next free tune, tune-2, ..."""
     results = Path("results").absolute()
-    number = 1
-    while name is None or (results / name).exists():
-        if name is not None and number == 1:
-            raise UserError(f"--name {name}: {results / name} exists; choose another name or remove it")
-        candidate = "tune" if number == 1 else f"tune-{number}"
-        if not (results / candidate).exists():
-            name = candidate
-            break
-        number += 1
+    if name is None:
+        names = (f"tune-{number}" if number > 1 else "tune" for number in itertools.count(1))
+        name = next(free for free in names if not (results / free).exists())
     folder = results / name
+    if folder.exists():
+        raise UserError(f"--name {name}: {folder} exists; choose another name or remove it")
     try:
         folder.mkdir(parents=True)
     except OSError as error:
@@ -218,7 +214,7 @@ def run_trial(
                 "epoch_score": score(last, metric),
                 "epoch_accuracy": last.accuracy,
                 "epoch_s": epochs[-1].wall_s,
-                "best_epoch": min(epochs, key=lambda epoch: epoch.loss).number,
+                "best_epoch": best_epoch(epochs),
                 "score": score(chosen, metric),
                 "accuracy": chosen.accuracy,
                 "validation_clips": chosen.clips,
@@ -422,14 +418,11 @@ def refit_best(
     )
 
 
-def write_json(path: Path, content: object) -> None:
-    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
 # --- what a person sees ----------------------------------------------------------------------------
 
 
 def say_result(result: BestResult, folder: Path, wall_s: float) -> None:
+    """The scores of both sides, and where the report is."""
     for side, evaluation in (("validation", result.validation), ("test", result.test)):
         if evaluation:
             low, high = evaluation.accuracy_interval
