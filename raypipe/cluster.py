@@ -1,23 +1,40 @@
 """The Ray cluster a command runs on: the one at RAY_ADDRESS, else a private one on this machine."""
 
+import functools
 import logging
 import os
 import signal
 import socket
-import sys
-import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
 
 from raypipe.config import ResourcesConfig
+from raypipe.console import without_lines
 from raypipe.errors import RunFailed, UserError
 
 LOG = logging.getLogger("raypipe")
+T = TypeVar("T")
+
+ASK_TIMEOUT_S = 5.0
+"""How long an actor may take to answer what is only asked in passing."""
 
 ANSWER_TIMEOUT_S = 5.0
 """How long the cluster at RAY_ADDRESS may take to accept a connection. Ray itself would try for minutes."""
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """A kind of node, and how many of it there may be: what its nodes offer."""
+
+    cpus: int
+    gpus: int
+    count: int
 
 
 @dataclass(frozen=True)
@@ -29,6 +46,20 @@ class Cluster:
     most_gpus_on_a_node: int
     dashboard: str
     """Address of the dashboard in a browser; empty where there is none."""
+    most_cpus_on_a_node: int | None = None
+    """None: as many as the cluster has."""
+    may_start: tuple[NodeType, ...] = ()
+    """Nodes that the autoscaler may start, those that are there already included; empty without one."""
+
+    def grown(self) -> "Cluster":
+        """The cluster with every node that the autoscaler may start."""
+        types = self.may_start
+        return replace(
+            self,
+            cpus=max(self.cpus, sum(node.cpus * node.count for node in types)),
+            gpus=max(self.gpus, sum(node.gpus * node.count for node in types)),
+            most_gpus_on_a_node=max([self.most_gpus_on_a_node, *(node.gpus for node in types)]),
+        )
 
 
 @contextmanager
@@ -43,17 +74,22 @@ def connect() -> Iterator[Cluster]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     # Ray Data makes Ray's core print an error about restarts for every actor; "error" is not one level up.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Ray repeats for ever what its memory monitor has killed.
+    os.environ.setdefault("RAY_task_oom_retries", "4")
+    # Of work that failed while a run stops, Ray would print a traceback below the run's own sentence.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     import ray
 
     # It warns that a token is needed; the line below tells where the token is.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     started = not ray.is_initialized()  # tests and notebooks may have their own
     if started:
+        keep_servers_quiet()
         address = os.environ.get("RAY_ADDRESS", "")
         where = f"RAY_ADDRESS {address}" if address else "this machine"
         _refuse_unanswered(address)
         try:
-            with _without_log_level_notice(), _keeping_sigterm():
+            with without_lines(b"RAY_BACKEND_LOG_LEVEL"), _keeping_sigterm():
                 ray.init(
                     address=address or "local",
                     include_dashboard=None if address else True,
@@ -70,6 +106,34 @@ def connect() -> Iterator[Cluster]:
     finally:
         if started:
             ray.shutdown()
+
+
+def ask(reference: Any, otherwise: T) -> T:
+    """What an actor answers, or `otherwise` where the cluster is too busy or has ended."""
+    import ray
+
+    try:
+        answer: T = ray.get(reference, timeout=ASK_TIMEOUT_S)
+    except ray.exceptions.RayError:
+        return otherwise
+    return answer
+
+
+def name_process(name: str) -> None:
+    """What this worker is called among the processes on Ray's dashboard, in `ps` and in `nvidia-smi`, until
+    Ray gives it its next task: kept processes train many trials, and an actor's name never changes."""
+    from ray._raylet import setproctitle  # type: ignore[attr-defined]
+
+    setproctitle(f"ray::{name}")
+
+
+def keep_servers_quiet() -> None:
+    """Of each task that is tried again, or that ends with a run, Ray's servers print lines on the driver's
+    standard output, also with log_to_driver off. Ray's logs have them; commands say what became of the work.
+    """
+    import ray
+
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
 
 
 def _refuse_unanswered(address: str) -> None:
@@ -89,25 +153,13 @@ def _refuse_unanswered(address: str) -> None:
 
 
 @contextmanager
-def _without_log_level_notice() -> Iterator[None]:
-    """Holds standard error back and lets all of it through but Ray's notice that its log level is set."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as held, os.fdopen(os.dup(2), "wb") as screen:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(screen.fileno(), 2)
-            held.seek(0)
-            screen.writelines(line for line in held if b"RAY_BACKEND_LOG_LEVEL" not in line)
-
-
-@contextmanager
 def _keeping_sigterm() -> Iterator[None]:
     """Gives SIGTERM back to whom it belonged: Ray takes it, and would end the command without a word."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit:  # Ray's way, while it starts
+        raise KeyboardInterrupt(signal.SIGTERM.name) from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
@@ -117,14 +169,73 @@ def _describe() -> Cluster:
     import ray
 
     total = ray.cluster_resources()
-    alive = [node for node in ray.nodes() if node["Alive"]]
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     dashboard = getattr(ray._private.worker.global_worker.node, "webui_url", None) or ""
     return Cluster(
         cpus=int(total.get("CPU", 0)),
         gpus=int(total.get("GPU", 0)),
-        most_gpus_on_a_node=max((int(node["Resources"].get("GPU", 0)) for node in alive), default=0),
+        most_gpus_on_a_node=max((int(node.get("GPU", 0)) for node in alive), default=0),
         dashboard=dashboard.removeprefix("http://"),
+        most_cpus_on_a_node=max((int(node.get("CPU", 0)) for node in alive), default=0),
+        may_start=_may_start(),
     )
+
+
+def _may_start() -> tuple[NodeType, ...]:
+    """What the cluster's autoscaler may start, as it has told the cluster or as its file on this machine,
+    the head, says; empty where there is none, or where that is not to be known."""
+    import ray
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+
+    told = ray._private.state.state.get_cluster_config()
+    if told and told.node_group_configs:
+        groups = told.node_group_configs
+        return node_types({group.name: (dict(group.resources), group.max_count) for group in groups})
+    client = ray._private.worker.global_worker.gcs_client
+    if not client.internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode(), None):
+        return ()
+    try:
+        config = yaml.safe_load(Path("~/ray_bootstrap_config.yaml").expanduser().read_text())
+        types = config["available_node_types"].items()
+        most = config.get("max_workers", 2)
+        return node_types({n: (t["resources"], min(t.get("max_workers", most), most)) for n, t in types})
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return ()
+
+
+MANY_NODES = 1000
+"""Stands for a node type without a limit."""
+
+
+def node_types(declared: Mapping[str, tuple[Mapping[str, float], int]]) -> tuple[NodeType, ...]:
+    """Node types from their resources and the most nodes of each; -1 is no limit.
+
+    >>> node_types({"head": ({"CPU": 0}, 0), "trials": ({"CPU": 8, "GPU": 2}, 3)})
+    (NodeType(cpus=8, gpus=2, count=3),)
+    """
+    return tuple(
+        NodeType(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), MANY_NODES if most < 0 else most)
+        for resources, most in declared.values()
+        if most
+    )
+
+
+def workers_for(cluster: Cluster, asked: int | None, *, videos: int) -> int:
+    """CPU cores that an extraction uses: those that were asked for, as far as they are there or can come.
+
+    No node with GPUs is started for it where there are others. Raises UserError where there is none.
+    """
+    without_gpus = [node for node in cluster.may_start if not node.gpus]
+    present = cluster.cpus
+    most = max(present, sum(node.cpus * node.count for node in without_gpus or cluster.may_start))
+    if most == 0:
+        raise UserError("the cluster has no CPU for work, and its autoscaler is not known to start any")
+    cpus = max(1, min(asked or most, most, videos))
+    if cpus > present:
+        LOG.info(
+            "%d of %d CPU cores are there; the others come when the autoscaler starts them", present, cpus
+        )
+    return cpus
 
 
 @dataclass(frozen=True)
@@ -141,20 +252,63 @@ class Claim:
 
     @property
     def devices(self) -> str:
+        plural = "s" if self.replicas > 1 else ""
         if self.gpus:
-            return f"{self.gpus} GPUs a trial"
-        return f"{self.replicas} logical CPU devices a trial; the cluster has no GPU"
+            return f"{self.gpus} GPU{plural} a trial"
+        return f"{self.replicas} logical CPU device{plural} a trial; the cluster has no GPU"
 
 
 def claim_for(cluster: Cluster, config: ResourcesConfig) -> Claim:
-    """What a trial claims on this cluster. Raises UserError where no node could ever place one."""
-    if config.cpus_per_trial > cluster.cpus:
-        raise UserError(f"--cpus-per-trial {config.cpus_per_trial}: the cluster has {cluster.cpus} CPU cores")
-    if cluster.gpus == 0:
-        return Claim(cpus=config.cpus_per_trial, gpus=0, replicas=config.gpus_per_trial)
-    if cluster.most_gpus_on_a_node < config.gpus_per_trial:
+    """What a trial claims on this cluster, or on what it can grow to; says where it has to wait for that.
+
+    Raises UserError where no node could ever place one.
+    """
+    grown = cluster.grown()
+    wanted_gpus = config.gpus_per_trial if grown.gpus else 0
+    if wanted_gpus > grown.most_gpus_on_a_node:
         raise UserError(
-            f"--gpus-per-trial {config.gpus_per_trial}: no node has so many GPUs, "
-            f"the most is {cluster.most_gpus_on_a_node}; lower the flag"
+            f"--gpus-per-trial {config.gpus_per_trial}: no node has so many GPUs{_or_could(cluster)}, "
+            f"the most is {grown.most_gpus_on_a_node}; lower the flag"
         )
-    return Claim(cpus=config.cpus_per_trial, gpus=config.gpus_per_trial, replicas=config.gpus_per_trial)
+    there = cluster.cpus if cluster.most_cpus_on_a_node is None else cluster.most_cpus_on_a_node
+    fitting = [node.cpus for node in cluster.may_start if node.gpus >= wanted_gpus]
+    if config.cpus_per_trial > max([there, *fitting]):
+        most = max([there, *fitting])
+        raise UserError(
+            f"--cpus-per-trial {config.cpus_per_trial}: no node has so many CPU cores{_or_could(cluster)}, "
+            f"the most is {most}; lower the flag"
+        )
+    if wanted_gpus > cluster.most_gpus_on_a_node or config.cpus_per_trial > there:
+        LOG.info("no node is there yet for a trial; trials wait until the autoscaler has started one")
+    replicas = config.gpus_per_trial
+    return Claim(cpus=config.cpus_per_trial, gpus=wanted_gpus, replicas=replicas)
+
+
+def _or_could(cluster: Cluster) -> str:
+    return " or could have" if cluster.may_start else ""
+
+
+def keep_credentials_home() -> None:
+    """Tune would give each trial this process's AWS credentials as its runtime environment, which Ray writes
+    to its logs and shows on its dashboard. Nodes have their own."""
+    from ray.tune.execution import class_cache
+
+    names = [name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")]
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(names)
+
+
+@functools.cache  # once per process
+def outlive_memory_monitor() -> None:
+    """Where Ray's memory monitor ends a trial's process, Tune takes that for an unexpected error and ends the
+    whole search (Ray 2.60, `RayActorManager._actor_task_failed`): here it is a death like any other."""
+    from ray.air.execution._internal.actor_manager import RayActorManager
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    handle = RayActorManager._actor_task_failed
+
+    def handle_death(manager: Any, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, OutOfMemoryError):
+            exception = RayActorError(error_msg=f"{type(exception).__name__}: {exception}")
+        handle(manager, tracked_actor_task, exception)
+
+    RayActorManager._actor_task_failed = handle_death

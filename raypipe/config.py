@@ -10,15 +10,16 @@ import io
 import itertools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tyro
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from raypipe.errors import UserError
+from raypipe.storage import Place, is_remote, place
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=1e6)]
@@ -45,7 +46,13 @@ class SamplingConfig(Section):
     """Which frames of a clip the network sees, and how."""
 
     frames: Annotated[int, Field(ge=1, le=1024)] = 16
-    """T, frames per clip, spread evenly over it."""
+    """T, frames per clip."""
+    policy: Literal["uniform", "middle", "fps", "keyframes"] = "uniform"
+    """uniform: spread evenly, from first to last. middle: the middle one of each of T equal parts. fps:
+    --sample-fps a second from the start, T at most. keyframes: those nearest to uniform's, which long files
+    give fastest; a clip without any is sampled as by uniform."""
+    sample_fps: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Frames a second, with --policy fps; a clip that is over earlier repeats its last frame."""
     frame_size: Annotated[int, Field(ge=32, le=1024)] = 224
     """Width and height of a frame in pixels; the whole picture is scaled to it."""
     view: Literal["rgb", "motion", "both"] = "both"
@@ -54,26 +61,47 @@ class SamplingConfig(Section):
     """Seconds between the two frames of a motion picture; two frames at 30 a second."""
     min_frames: Count = 4
     """A damaged clip with fewer real frames than this is failed, not partial."""
+    window_s: Seconds | None = None
+    """Cut each video into clips of so many seconds, a row each; none: the whole video is one clip."""
+    stride_s: Seconds | None = None
+    """Seconds from the start of one clip to the next one's, with --window-s; none: --window-s."""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "SamplingConfig":
+        if (self.policy == "fps") != (self.sample_fps is not None):
+            raise ValueError("--sample-fps goes with --policy fps, and only with it")
+        if self.stride_s and not self.window_s:
+            raise ValueError("--stride-s needs --window-s")
+        if self.stride_s and self.window_s and self.stride_s < self.window_s / 100:
+            raise ValueError(f"--stride-s {self.stride_s:g} is less than a hundredth of --window-s")
+        return self
 
 
 class EmbeddingConfig(Section):
     """The network that turns frames into features."""
 
     backbone: str = "efficientnet_lite0"
-    """Name of the backbone."""
+    """efficientnet_lite0, 1 or 2, a name in keras.applications (VGG19, ResNet50, ...), or a .onnx or .keras
+    file that takes RGB pictures [N, H, W, 3] from 0 to 255 and gives vectors [N, D]."""
+    weights: str | None = None
+    """File of weights for a keras.applications name; none: those that Keras downloads."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto: the GPUs of the cluster, where the network can run on them, else its CPU cores."""
 
 
 class LimitsConfig(Section):
     """What one file may cost before it is given up."""
 
     timeout_s: Seconds = 60.0
-    """Seconds that decoding a file may take."""
+    """Seconds that decoding a clip may take: a whole video, or one window of it."""
     max_memory_mb: Annotated[int, Field(ge=256)] = 2048
     """MiB of address space that decoding a file may take."""
     max_pixels: Count = 1 << 26
     """Width times height of a frame; larger ones are too_large."""
     max_packets: Count = 2_000_000
     """Frames in a file; longer ones are too_large. Two million are 18 hours at 30 a second."""
+    max_duration_s: Seconds = 172800.0
+    """Seconds that the frames of a file span; longer ones are too_large. The default is two days."""
 
 
 class ExtractConfig(Command):
@@ -85,6 +113,10 @@ class ExtractConfig(Command):
     """Folder of the feature store; running again adds only what is new."""
     retry_failed: bool = False
     """Take the videos that failed before once more."""
+    dry_run: bool = False
+    """Say what would be done, and do nothing."""
+    failures: bool = False
+    """Only show what failed and why, from the store in --output."""
     max_failed: Annotated[float, Field(ge=0)] = 0.5
     """More failed videos than this end with status 1; below 1 a share of all videos, else a count."""
     shard_rows: Count = 64
@@ -98,33 +130,116 @@ class ExtractConfig(Command):
 
 # --- tune -----------------------------------------------------------------------------------------
 
-ModelName = Literal["mean_pool", "bilstm_attention"]
+ModelName = Literal["linear", "mean_pool", "gru", "bilstm_attention", "transformer", "tcn"]
+MODEL_NAMES: tuple[ModelName, ...] = get_args(ModelName)
 Metric = Literal["auc", "accuracy", "balanced_accuracy", "macro_f1"]
+Factor = Annotated[float, Field(gt=0)]
+
+RECURRENT: frozenset[ModelName] = frozenset({"gru", "bilstm_attention"})
 
 
 class TrialConfig(Section):
-    """One trial: a model and how it is trained. Fields named under `search` are drawn for each trial."""
+    """One trial: a model and how it is trained. Fields named under `space` are drawn for each trial."""
 
-    model: ModelName = "bilstm_attention"
-    """mean_pool: an MLP over the mean and spread of the steps. bilstm_attention: a BiLSTM, then attention."""
+    model: ModelName = "linear"
+    """linear: a line over the mean, the spread and the roughness of the steps. mean_pool: an MLP over them.
+    gru: its last state. bilstm_attention: a BiLSTM, then attention. transformer: an encoder. tcn: dilated
+    convolutions over time."""
+    view: Literal["all", "rgb", "motion"] = "all"
+    """Which features of the store the model sees: all, or one half of a store extracted with view both."""
+    inputs: Literal["features", "differences", "both"] = "features"
+    """features: as they are. differences: of each step to the one before. both: side by side."""
     width: Annotated[int, Field(ge=4, le=4096)] = 64
     """Units of the hidden layers."""
+    depth: Annotated[int, Field(ge=1, le=16)] = 1
+    """Layers of the model's own kind: hidden layers, recurrent layers, encoder or convolution blocks."""
     dropout: Share = 0.3
     """Share of activations dropped in training."""
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
-    """AdamW's step size."""
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """AdamW's decoupled weight decay."""
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    """Clips per step over all replicas."""
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients of all replicas together are scaled down to this global norm."""
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    """What is made small; focal counts clips less the surer the model is of them."""
+    focal_alpha: Factor | list[Factor] | Literal["balanced"] | None = None
+    """Focal only, factor of a class: a number below 1 for the rarest (the others 1 - alpha), a list with one
+    for each class in the order of their names, balanced (by how rare each is), or null (1 for all)."""
+    focal_gamma: Annotated[float, Field(ge=0, le=10)] = 2.0
+    """Focal only: how much less sure clips count; 0 is cross-entropy."""
+    label_smoothing: Share = 0.0
+    """Share of each label that is spread evenly over all classes."""
     class_weights: bool = True
     """Weigh each class by how rare it is, so that the rare one counts as much as the common one."""
-    epochs: Count = 60
+    oversample: bool = False
+    """Repeat the clips of rare classes in each epoch, until all classes have as many as the commonest."""
+    optimizer: Literal["adam", "adamw"] = "adamw"
+    """adamw: with decoupled weight decay. adam: without."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    """The optimizer's step size; the highest one where a schedule changes it."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """AdamW's decoupled weight decay; adam ignores it."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Clips per step over all replicas."""
+    clip_norm: Factor | None = 1.0
+    """Gradients of all replicas together are scaled down to this global norm; null: never."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """The learning rate after warm-up: constant, or falling along half a cosine until the last epoch."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """Epochs in which the learning rate rises evenly to its highest."""
+    final_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Cosine only: share of the highest learning rate that is left in the last epoch."""
+    plateau_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on the scheduled learning rate each time the validation loss has stopped falling; 1: off."""
+    plateau_patience: Count = 4
+    """Epochs without a better validation loss before plateau_factor is applied."""
+    epochs: Count = 40
     """The most epochs a trial trains."""
     patience: Count = 10
     """Epochs without a better validation loss before a trial stops."""
+    precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = "auto"
+    """Number format of the layers; auto: the fastest that the card has, float32 on CPU."""
+    xla: bool | Literal["auto"] = "auto"
+    """Compile the training step with XLA; auto: where it works and pays."""
+    feeding: Literal["auto", "device", "memmap", "fit"] = "auto"
+    """device: features lie on the device. memmap: batches are gathered ahead from a shared file. fit: plain
+    arrays into Keras' own fit, the classic way. auto: device where the features fit, else memmap."""
+    device_cache_mb: Annotated[int, Field(ge=0)] = 2048
+    """feeding auto: MiB of features that may lie on each device; more are fed from the shared file."""
+    checkpoint_every: Annotated[int, Field(ge=0)] = 0
+    """Epochs between kept checkpoints, besides the best; 0: the best only."""
+    histograms: bool = False
+    """Write histograms of the weights to TensorBoard, each epoch."""
+    profile: bool = False
+    """Write a profile of the second epoch to TensorBoard."""
+
+    @model_validator(mode="after")
+    def _can_work(self) -> "TrialConfig":
+        reason = why_it_cannot_work(self)
+        if reason:
+            raise ValueError(reason)
+        return self
+
+
+def why_it_cannot_work(trial: TrialConfig) -> str | None:
+    """The reason why these fields contradict each other, or None."""
+    balanced = ["class_weights"] * trial.class_weights + ["oversample"] * trial.oversample
+    balanced += ["focal_alpha balanced"] * (trial.loss == "focal" and trial.focal_alpha == "balanced")
+    if len(balanced) > 1:
+        return (
+            f"{' and '.join(balanced)} each make rare classes count as much as common ones; together they "
+            "count more: keep one"
+        )
+    if isinstance(trial.focal_alpha, float) and trial.focal_alpha >= 1:
+        return f"focal_alpha {trial.focal_alpha:g} must be below 1: the other classes get 1 - alpha"
+    if trial.warmup_epochs and trial.warmup_epochs >= trial.epochs:
+        return (
+            f"warmup_epochs {trial.warmup_epochs:g} must be below epochs {trial.epochs}: "
+            "the learning rate would never reach its highest"
+        )
+    if trial.plateau_factor < 1 and trial.plateau_patience >= trial.patience:
+        return (
+            f"plateau_patience {trial.plateau_patience} must be below patience {trial.patience}: "
+            "the trial would stop before its learning rate is lowered"
+        )
+    if trial.xla is True and trial.model in RECURRENT:
+        return f"xla cannot compile the cuDNN kernels of model {trial.model}; use xla auto or another model"
+    return None
 
 
 class Range(Section):
@@ -143,15 +258,62 @@ class Range(Section):
         return self
 
 
-SearchSpace = dict[str, list[bool | int | float | str] | Range]
+Value = bool | int | float | str | list[float] | None
+Values = list[Value] | Range
+SearchSpace = dict[str, Values]
 
-DEFAULT_SEARCH: SearchSpace = {
-    "model": ["mean_pool", "bilstm_attention"],
+DEFAULT_SPACE: SearchSpace = {
+    "model": ["linear", "mean_pool", "bilstm_attention"],
     "width": [32, 64, 128],
     "dropout": Range(low=0.1, high=0.6),
-    "learning_rate": Range(low=5e-5, high=5e-4, log=True),
-    "weight_decay": Range(low=0.01, high=0.3, log=True),
+    "learning_rate": Range(low=5e-4, high=2e-3, log=True),
+    "weight_decay": Range(low=0.03, high=1.0, log=True),
 }
+"""What is drawn for a trial, whatever its model."""
+
+DEFAULT_SPACE_BY_MODEL: dict[ModelName, SearchSpace] = {
+    "bilstm_attention": {"learning_rate": Range(low=5e-5, high=1e-3, log=True)},
+    "gru": {"depth": [1, 2]},
+    "transformer": {"depth": [1, 2], "dropout": Range(low=0.1, high=0.4)},
+    "tcn": {"depth": [2, 3], "dropout": Range(low=0.1, high=0.4)},
+}
+"""What is drawn for trials of one model only, over the space of all."""
+
+
+def is_ignored(field: str, trial: Mapping[str, object]) -> bool:
+    """Whether a trial with these fields never looks at this one, so that there is nothing to draw.
+
+    >>> is_ignored("focal_gamma", {"loss": "cross_entropy"}), is_ignored("focal_gamma", {"loss": "focal"})
+    (True, False)
+    """
+    decider, needed = NEEDS.get(field, (field, None))
+    return needed is not None and trial[decider] not in needed
+
+
+NEEDS: dict[str, tuple[str, tuple[object, ...]]] = {
+    "focal_alpha": ("loss", ("focal",)),
+    "focal_gamma": ("loss", ("focal",)),
+    "weight_decay": ("optimizer", ("adamw",)),
+    "final_share": ("schedule", ("cosine",)),
+    "device_cache_mb": ("feeding", ("auto",)),
+    "width": ("model", tuple(name for name in MODEL_NAMES if name != "linear")),
+    "depth": ("model", tuple(name for name in MODEL_NAMES if name != "linear")),
+}
+"""Fields that only some values of another field look at."""
+
+
+IN_MID_TRAINING = frozenset(
+    {
+        "learning_rate",
+        "weight_decay",
+        "dropout",
+        "label_smoothing",
+        "focal_alpha",
+        "focal_gamma",
+        "clip_norm",
+    }
+)
+"""Fields that can change between two epochs: they shape neither the model nor the optimizer's state."""
 
 
 class SplitConfig(Section):
@@ -161,6 +323,9 @@ class SplitConfig(Section):
     """Parts of the training side; each is predicted by a model trained on the others."""
     test_share: Annotated[float, Field(ge=0, le=0.9)] = 0.2
     """Share of the clips set aside, read once, for the best trial only."""
+    protocol: Literal["grouped", "random", "both"] = "grouped"
+    """grouped: a group stays whole. random: clips are dealt out one by one, as in most papers, which lets
+    scenes leak and flatters. both: grouped, and the best trial once more on random folds, to compare."""
 
 
 class ResourcesConfig(Section):
@@ -176,37 +341,291 @@ class TuneConfig(Command):
     """Feature shards in, the best model and its evidence out: trials on grouped folds, then a report."""
 
     features: str = "results/features"
-    """Folder that raypipe.extract wrote."""
+    """Folder that raypipe.extract wrote, or its URI."""
+    results: str = "results"
+    """Folder or URI that the run's own folder, RESULTS/NAME, is made in; all nodes must see it."""
+    zero_fill_failed: bool = False
+    """Let videos that failed take part as clips of zeros, as classic scripts do; off: they take no part."""
     name: str | None = None
-    """The run is kept in results/NAME; none: tune, tune-2, and so on."""
+    """The run is kept in RESULTS/NAME; none: tune, tune-2, and so on."""
+    resume: str | None = None
+    """Folder or URI of a run that was stopped, RESULTS/NAME: goes on with its own settings; no other flag but
+    --retry-failed."""
+    retry_failed: bool = False
+    """With --resume: train the trials that failed once more, each from its last epoch."""
     num_samples: Count = 5
     """Number of trials."""
+    search: Literal["tpe", "random", "grid"] = "tpe"
+    """How trials are drawn from the space: tpe learns from those before (Optuna), random does not, grid
+    goes through all combinations."""
+    scheduler: Literal["asha", "median", "pbt", "none"] = "asha"
+    """What cuts a trial short. asha: from grace_epochs on, trials not in the best third of those before.
+    median: those below their median. pbt cuts none: from grace_epochs on, every perturb_epochs, the worst
+    quarter takes over weights and settings of the best quarter, and changes some of the settings."""
+    grace_epochs: Count = 15
+    """Epochs every trial gets before it can be cut short, or takes over another's weights (pbt)."""
+    perturb_epochs: Count = 5
+    """pbt: epochs between two comparisons, for which all trials wait for each other."""
+    max_concurrent: Count | None = None
+    """The most trials at the same time; none: as many as the cluster has room for."""
+    time_budget_s: Seconds | None = None
+    """Seconds after which no trial starts and running ones end after their epoch; the best so far is
+    finished. Such a run cannot be repeated exactly."""
+    patience_trials: Count | None = None
+    """Trials in a row without a better one before the search ends; none: all are run."""
+    warm_start: str | None = None
+    """Folder or URI of an earlier run, RESULTS/NAME: its best settings are tried first, up to half of the
+    trials."""
     metric: Metric = "auc"
     """What ranks trials, on validation folds."""
+    backend: Literal["tensorflow", "jax"] = "tensorflow"
+    """What Keras computes with; jax needs raypipe[jax]."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of splits, trials, weights and shuffling."""
     splits: SplitConfig = SplitConfig()
     resources: ResourcesConfig = ResourcesConfig()
     trial: TrialConfig = TrialConfig()
-    search: Annotated[SearchSpace, tyro.conf.Suppress] = Field(default_factory=lambda: dict(DEFAULT_SEARCH))
+    space: Annotated[SearchSpace, tyro.conf.Suppress] = Field(default_factory=lambda: dict(DEFAULT_SPACE))
     """What differs between trials: a list of values or {low, high, log} for each field; YAML only."""
+    space_by_model: Annotated[dict[ModelName, SearchSpace], tyro.conf.Suppress] = Field(
+        default_factory=lambda: dict(DEFAULT_SPACE_BY_MODEL)
+    )
+    """The same for trials of one model only, over `space`; YAML only."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_space(cls, content: Any) -> Any:
+        """Who gives a space means that one, and not the default one's part for each model besides."""
+        if isinstance(content, dict) and "space" in content and "space_by_model" not in content:
+            return content | {"space_by_model": {}}
+        return content
 
     @model_validator(mode="after")
     def _searchable(self) -> "TuneConfig":
-        for name, values in self.search.items():
-            if name not in TrialConfig.model_fields:
+        spaces = {"space": self.space} | {f"space_by_model.{m}": s for m, s in self.space_by_model.items()}
+        for section, space in spaces.items():
+            for name, values in space.items():
+                _check_values(f"{section}.{name}", name, values)
+                if self.search == "grid" and isinstance(values, Range) and self._draws(section, name):
+                    raise ValueError(f"{section}.{name} is a range; search grid needs a list of values")
+            if section != "space" and "model" in space:
+                raise ValueError(f"{section}.model: the model is drawn from space.model")
+        for name in self.space:
+            decider, needed = NEEDS.get(name, (name, None))
+            given = [space[decider] for space in spaces.values() if decider in space]
+            values = [value for part in given for value in ends_of(part)] or [getattr(self.trial, decider)]
+            if needed is not None and not set(values) & set(needed):
                 raise ValueError(
-                    f"search.{name} is not a field of a trial{_did_you_mean(name, TrialConfig, TrialConfig)}"
+                    f"space.{name}: {decider} {' or '.join(map(str, values))} never looks at it; "
+                    f"search {decider} too, or leave it out"
                 )
-            if values == []:
-                raise ValueError(f"search.{name} has no values")
-            ends = [values.low, values.high] if isinstance(values, Range) else values
-            for value in ends:
-                try:
-                    TrialConfig.model_validate({name: value}, strict=False)
-                except ValidationError as error:
-                    raise ValueError(f"search.{name}: {value}: {_rule(error.errors()[0])}") from None
         return self
+
+    def _draws(self, place: str, name: str) -> bool:
+        """Whether this part of the space is ever drawn from."""
+        if place == "space":
+            return not all(name in self.space_by_model.get(model, {}) for model in self._models())
+        return place.removeprefix("space_by_model.") in self._models()
+
+    def _models(self) -> list[ModelName]:
+        values = self.space.get("model", [self.trial.model])
+        return [] if isinstance(values, Range) else [value for value in values if value in MODEL_NAMES]
+
+    def space_of(self, model: ModelName) -> SearchSpace:
+        """What is drawn for a trial of this model, itself not included: deciding fields before those that
+        they decide about."""
+        space = {k: v for k, v in (self.space | self.space_by_model.get(model, {})).items() if k != "model"}
+        deciders = [decider for decider, _ in NEEDS.values()]
+        return dict(sorted(space.items(), key=lambda item: item[0] not in deciders))
+
+    @model_validator(mode="after")
+    def _population(self) -> "TuneConfig":
+        if self.scheduler != "pbt":
+            return self
+        spaces = [self.space_of(model) for model in self._models()]
+        if self.num_samples < 2:
+            raise ValueError("scheduler pbt needs num_samples 2 or more: its trials learn from each other")
+        if self.grace_epochs >= self.trial.epochs:
+            raise ValueError(
+                f"grace_epochs {self.grace_epochs} must be below epochs {self.trial.epochs}: "
+                "no trial would take over another's weights (scheduler pbt)"
+            )
+        if self.patience_trials is not None:
+            raise ValueError("patience_trials: trials of scheduler pbt end together; use another scheduler")
+        if any("epochs" in space for space in spaces):
+            raise ValueError("space.epochs: trials of scheduler pbt train equally many epochs")
+        if not any(IN_MID_TRAINING & space.keys() for space in spaces):
+            names = ", ".join(sorted(IN_MID_TRAINING))
+            raise ValueError(f"scheduler pbt changes settings in mid-training; search one of {names}")
+        if any(
+            0 in ends_of(space.get("dropout", []))
+            for space in spaces
+            if isinstance(space.get("dropout"), list)
+        ):
+            raise ValueError("space.dropout: 0 cannot be left in mid-training (scheduler pbt); use 0.01")
+        return self
+
+    @model_validator(mode="after")
+    def _can_work(self) -> "TuneConfig":
+        """Every trial that the search can draw has fields that go together."""
+        for trial in self.trials():
+            if trial.xla is True and self.backend == "tensorflow" and self.resources.gpus_per_trial > 1:
+                raise ValueError(
+                    "xla cannot compile a step that several devices share in TensorFlow; "
+                    "use xla auto, gpus_per_trial 1 or backend jax"
+                )
+            if trial.xla is False and self.backend == "jax":
+                raise ValueError("xla false: JAX always compiles with XLA; use xla auto")
+            if trial.feeding == "fit" and self.backend == "jax":
+                raise ValueError("feeding fit is there to compare with the classic way in TensorFlow only")
+        return self
+
+    def trials(self) -> Iterator[TrialConfig]:
+        """The trials at the ends of the search space. Raises ValueError for one that cannot work."""
+        for model in self._models():
+            space = self.space_of(model)
+            combinations = itertools.product(*map(ends_of, space.values()))
+            for drawn in itertools.islice(combinations, MOST_COMBINATIONS):
+                values = {"model": model, **dict(zip(space, drawn, strict=True))}
+                try:
+                    yield TrialConfig.model_validate(self.trial.model_dump() | values)
+                except ValidationError as error:
+                    rule = _rule(error.errors()[0])
+                    drawn_here = ", ".join(f"{name} {values[name]}" for name in space if name in rule)
+                    raise ValueError(
+                        f"the space can draw {drawn_here}: {rule}" if drawn_here else rule
+                    ) from None
+
+
+def _check_values(place: str, name: str, values: Values) -> None:
+    """Raises ValueError for what no trial's field of this name can be."""
+    if name not in TrialConfig.model_fields:
+        raise ValueError(f"{place} is not a field of a trial{_did_you_mean(name, TrialConfig, TrialConfig)}")
+    if values == []:
+        raise ValueError(f"{place} has no values")
+    if isinstance(values, list) and len({repr(value) for value in values}) < len(values):
+        raise ValueError(f"{place} has a value twice")
+    for value in ends_of(values):
+        try:
+            TrialConfig.model_validate({name: value}, strict=False)
+        except ValidationError as error:
+            if _is_of_fields(error):
+                raise ValueError(f"{place}: {value}: {_rule(error.errors()[0])}") from None
+        if isinstance(values, Range) and isinstance(getattr(TrialConfig(), name), bool | str):
+            raise ValueError(f"{place} is no number; give a list of values")
+
+
+MOST_COMBINATIONS = 10_000
+"""Of a large search space, so many combinations are checked before the first trial."""
+
+
+def ends_of(values: Values) -> Sequence[Value]:
+    """Where a searched field could go wrong: every listed value, or both ends of a range."""
+    return [values.low, values.high] if isinstance(values, Range) else values
+
+
+def _is_of_fields(error: ValidationError) -> bool:
+    """Whether a field is wrong by itself, and not the fields together."""
+    return bool(error.errors()[0]["loc"])
+
+
+# --- predict --------------------------------------------------------------------------------------
+
+
+class PredictConfig(Command):
+    """New videos in, predictions out, by the best model of a tune run. Labels are optional."""
+
+    model: str | None = None
+    """Folder or URI of a tune run, or of its best/; none: the newest run in results/ that has a model."""
+    input: str | None = None
+    """Folder (sub-folder = label), manifest (.csv, .parquet, .jsonl), glob or URI; none: sample clips."""
+    output: str = "results/predictions"
+    """Folder of the predictions and of their features; running again decodes only what is new."""
+    weights: str | None = None
+    """File of weights of the model's backbone, where its features were extracted with --weights."""
+    retry_failed: bool = False
+    """Take the videos that failed before once more."""
+    max_failed: Annotated[float, Field(ge=0)] = 0.5
+    """More failed videos than this end with status 1; below 1 a share of all videos, else a count."""
+    cpus: Annotated[int, Field(ge=1)] | None = None
+    """CPU cores to use; none: all that the cluster has."""
+    limits: LimitsConfig = LimitsConfig()
+
+
+# --- compare --------------------------------------------------------------------------------------
+
+BEFORE = TrialConfig(
+    model="bilstm_attention",
+    view="rgb",
+    class_weights=False,
+    optimizer="adam",
+    learning_rate=1e-4,
+    weight_decay=0.0,
+    clip_norm=None,
+    schedule="constant",
+    plateau_factor=0.5,
+    epochs=60,
+    precision="float32",
+    xla=False,
+    feeding="fit",
+)
+"""The classic script: plain Keras. configs/before.yaml is equal to it."""
+
+AFTER = TrialConfig(
+    model="mean_pool",
+    dropout=0.6,
+    loss="focal",
+    focal_alpha="balanced",
+    class_weights=False,
+    label_smoothing=0.05,
+    learning_rate=1e-3,
+    batch_size=64,
+    schedule="cosine",
+    warmup_epochs=2.0,
+    final_share=0.02,
+    plateau_factor=0.5,
+    epochs=60,
+)
+"""All of raypipe's. configs/after.yaml is equal to it."""
+
+
+class PricesConfig(Section):
+    """What training costs, in one currency."""
+
+    price_per_kwh: Annotated[float, Field(ge=0)] | None = None
+    """Price of a kilowatt-hour that the GPUs draw; null: not counted."""
+    price_per_hour: Annotated[float, Field(ge=0)] | None = None
+    """Price of an hour of what a trial claims; null: not counted."""
+    currency: str = "EUR"
+    """Of both prices."""
+
+
+class CompareConfig(Command):
+    """The classic way to train and raypipe's, on the same grouped folds: what each gives and costs."""
+
+    features: str = "results/features"
+    """Folder that raypipe.extract wrote, or its URI."""
+    results: str = "results"
+    """Folder or URI that the comparison's own folder is made in; all nodes must see it."""
+    name: str | None = None
+    """The comparison is kept in RESULTS/NAME, where a stopped one goes on; none: compare, compare-2, ..."""
+    before: str | None = None
+    """YAML file whose `trial` is the first way to train; none: the classic one, configs/before.yaml."""
+    after: str | None = None
+    """YAML file whose `trial` is the second; none: raypipe's, configs/after.yaml."""
+    ablate: bool = False
+    """Also train the first way with each single change of the second, a column for each."""
+    seeds: Count = 3
+    """Trainings of each way, with seeds that follow one another; more make the figures surer."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the splits, and of the first training."""
+    at_once: Count = 1
+    """Trainings at the same time; more than 1 may slow each other and blur the times."""
+    backend: Literal["tensorflow", "jax"] = "tensorflow"
+    """What Keras computes with; jax needs raypipe[jax]."""
+    splits: SplitConfig = SplitConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    prices: PricesConfig = PricesConfig()
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -221,11 +640,14 @@ def load_config(kind: type[C], arguments: Sequence[str] | None = None, *, prog: 
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     file = _flag_value(arguments, "config")
-    default = read_yaml(kind, Path(file)) if file else kind()
+    default = read_yaml(kind, _file(file)) if file else kind()
     if isinstance(default, TuneConfig):
         # A flag fixes a field, so it is no longer searched.
-        kept = {k: v for k, v in default.search.items() if not _has_flag(arguments, k)}
-        default = default.model_copy(update={"search": kept})
+        def kept(space: SearchSpace) -> SearchSpace:
+            return {k: v for k, v in space.items() if not _has_flag(arguments, k)}
+
+        by_model = {model: kept(space) for model, space in default.space_by_model.items()}
+        default = default.model_copy(update={"space": kept(default.space), "space_by_model": by_model})
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -242,12 +664,16 @@ def load_config(kind: type[C], arguments: Sequence[str] | None = None, *, prog: 
         raise
 
 
-def read_yaml(kind: type[C], path: Path) -> C:
+def _file(given: str) -> Place:
+    return place(given, flag="--config") if is_remote(given) else Path(given)
+
+
+def read_yaml(kind: type[C], path: Place, *, flag: str = "--config") -> C:
     """The config in a YAML file over the defaults. Raises UserError naming file, field, value, rule."""
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}") from None
+        raise UserError(f"{flag} {path}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if content is not None and not isinstance(content, dict):
@@ -258,7 +684,7 @@ def read_yaml(kind: type[C], path: Path) -> C:
         raise UserError(f"{path}: {_first_error(kind, error)}") from None
 
 
-def write_yaml(config: Command, path: Path) -> None:
+def write_yaml(config: Command, path: Place) -> None:
     """The resolved config beside the results, as `--config` reads it."""
     path.write_text(yaml.safe_dump(config.model_dump(exclude={"config"}, mode="json"), sort_keys=False))
 
@@ -272,7 +698,7 @@ def _first_error(kind: type[BaseModel], error: ValidationError) -> str:
         *parents, name = (str(part) for part in first["loc"])
         section: Any = kind
         if parents:
-            section = Range if parents[0] == "search" else kind.model_fields[parents[0]].annotation
+            section = Range if parents[0].startswith("space") else kind.model_fields[parents[0]].annotation
         return f"{field} is not a field{_did_you_mean(name, section, kind)}"
     if not field:
         return _rule(first)
@@ -318,9 +744,13 @@ def _flag_error(text: str, arguments: Sequence[str]) -> str:
     lines = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
     rules = [i for i, line in enumerate(lines) if line and set(line) == {"─"}]
     words = " ".join(" ".join(lines[: rules[0]] if rules else lines).split())
+    together = re.search(r"validation errors? for \w+ Value error, (.*?) \[type=", words)
+    if together:
+        return together[1]
     value_error = re.search(r"validation errors? for \w+ (\S+) (.*?) \[type=", words)
     if value_error:
-        field, rule = value_error[1].split(".")[-1], value_error[2]
+        path, rule = value_error[1].split("."), value_error[2]
+        field = next((part for part in path if _has_flag(arguments, part)), path[-1])
         flag, value = f"--{field.replace('_', '-')}", _flag_value(arguments, field)
         return f"{flag}{'' if value is None else ' ' + value}: {_rule({'msg': rule})}"
     near = re.search(r"Perhaps you meant: *(--\S+)", " ".join(" ".join(lines).split()))

@@ -16,6 +16,7 @@ import av.error
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from raypipe.remote_file import open_remote
 from raypipe.videos import local_path
 
 Reason = Literal[
@@ -44,10 +45,10 @@ def open_regular(path: str) -> BinaryIO:
     try:
         local = local_path(path)
         if local is None:
-            from pyarrow import fs
-
-            system, inner = fs.FileSystem.from_uri(path)
-            return cast(BinaryIO, system.open_input_file(inner))
+            remote = open_remote(path)
+            if remote.seek(0, os.SEEK_END) == 0:
+                raise DecodeError("not_video", "the file is empty")
+            return cast(BinaryIO, remote)
         # O_NONBLOCK: opening a FIFO that nobody writes to returns at once instead of never.
         descriptor = os.open(local, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -110,6 +111,10 @@ def open_container(file: BinaryIO, path: str) -> InputContainer:
     return container
 
 
+MARGIN_PIXELS = 1 << 16
+"""More than a decoder adds around a small picture."""
+
+
 def video_stream(container: InputContainer, max_pixels: int) -> VideoStream:
     """The container's main video stream; cover art is not one."""
     stream = container.streams.best("video")
@@ -122,7 +127,12 @@ def video_stream(container: InputContainer, max_pixels: int) -> VideoStream:
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > max_pixels:
         raise DecodeError("too_large", f"{width}x{height} pixels are more than --max-pixels {max_pixels}")
-    stream.thread_type = "NONE"  # one process per core: codec threads gain nothing
+    # The size may change midway, and then nothing huge is to be allocated. Decoders count their margins
+    # too, so exactly this limit is for frames, as they come out.
+    stream.codec_context.options = {"max_pixels": str(2 * max_pixels + MARGIN_PIXELS)}
+    # One process per core: codec threads gain nothing. dav1d starts its own unless their number is 1; they
+    # log through Python, whose lock is held by who waits for them.
+    stream.thread_type, stream.codec_context.thread_count = "NONE", 1
     return stream
 
 

@@ -1,22 +1,25 @@
 """What `tune` learns from: the labelled clips of a feature store, and how they are split."""
 
+import hashlib
 import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow.compute as pc
 
-from raypipe.config import SplitConfig
+from raypipe.config import SplitConfig, TrialConfig
 from raypipe.errors import UserError
+from raypipe.feature_map import FeatureSource
 from raypipe.splits import TEST, Splits, assign_groups, check_classes, given_splits
-from raypipe.store import FeatureStore, features_array, write_json
-from raypipe.training import ClipSet
+from raypipe.store import FeatureStore, write_json
+from raypipe.trial import ClipSet
 
 LOG = logging.getLogger("raypipe")
 
-COLUMNS = ["video_id", "label", "group", "split", "outcome", "content_digest", "features"]
+COLUMNS = ["video_id", "clip_index", "label", "group", "split", "outcome", "content_digest"]
 
 
 @dataclass(frozen=True)
@@ -30,14 +33,19 @@ class Dataset:
     outcomes: dict[str, int]
     """Clips of the whole store by outcome, those without features or label included."""
     unlabelled: int
+    zero_filled: int
+    """Clips without features that take part as zeros."""
 
 
-def load_dataset(store: FeatureStore) -> Dataset:
-    """Every clip that has features and a label. Raises UserError where there is nothing to learn from."""
+def load_dataset(store: FeatureStore, *, zero_fill: bool = False) -> Dataset:
+    """Every clip that has features and a label, with `zero_fill` also those that failed, as zeros.
+
+    Raises UserError where there is nothing to learn from.
+    """
     spec = store.spec()
     table = store.read(COLUMNS)
     outcomes = dict(Counter(table["outcome"].to_pylist()))
-    usable = table.filter(pc.is_valid(table["features"]))
+    usable = table if zero_fill else table.filter(pc.not_equal(table["outcome"], "failed"))
     labelled = usable.filter(pc.is_valid(usable["label"]))
     if labelled.num_rows == 0:
         what = "no labels" if usable.num_rows else "no clip with features"
@@ -52,19 +60,38 @@ def load_dataset(store: FeatureStore) -> Dataset:
         group or f"video:{video_id}"
         for group, video_id in zip(labelled["group"].to_pylist(), video_ids, strict=True)
     ]
+    clip_indices = labelled["clip_index"].to_pylist()
+    ids = tuple(zip(video_ids, clip_indices, strict=True))
+    source = FeatureSource(str(store.path), ids, spec.steps, spec.dim)
     return Dataset(
         clips=ClipSet(
-            video_ids=video_ids,
-            features=features_array(labelled["features"], spec),
+            video_ids=clip_names(video_ids, clip_indices),
+            features=source.open(),
             labels=np.array([class_names.index(label) for label in labels], np.int64),
             class_names=class_names,
+            view=spec.view,
+            source=source,
         ),
         groups=groups,
         splits=labelled["split"].to_pylist(),
         content_digests=labelled["content_digest"].to_pylist(),
         outcomes=outcomes,
         unlabelled=usable.num_rows - labelled.num_rows,
+        zero_filled=labelled["outcome"].to_pylist().count("failed"),
     )
+
+
+def clip_names(video_ids: Sequence[str], clip_indices: Sequence[int]) -> list[str]:
+    """A video's id, with the number of the clip where it was cut into several.
+
+    >>> clip_names(["a.mp4", "b.mp4", "b.mp4"], [0, 0, 1])
+    ['a.mp4', 'b.mp4#0', 'b.mp4#1']
+    """
+    clips = Counter(video_ids)
+    return [
+        video_id if clips[video_id] == 1 else f"{video_id}#{index}"
+        for video_id, index in zip(video_ids, clip_indices, strict=True)
+    ]
 
 
 def split_dataset(dataset: Dataset, config: SplitConfig, *, seed: int, store: FeatureStore) -> Splits:
@@ -77,18 +104,46 @@ def split_dataset(dataset: Dataset, config: SplitConfig, *, seed: int, store: Fe
         check_classes(dataset.clips.labels, names, splits)
         return splits
     labels = [names[number] for number in dataset.clips.labels]
+    # Random: as if each clip were a source of its own.
+    groups = dataset.clips.video_ids if config.protocol == "random" else dataset.groups
     # Kept beside the features: all runs over them share their sides, and no group moves later.
-    path = store.path / "splits" / f"seed{seed}-folds{config.folds}-test{config.test_share:g}.json"
+    dealt = "-random" if config.protocol == "random" else ""
+    path = store.path / "splits" / f"seed{seed}-folds{config.folds}-test{config.test_share:g}{dealt}.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
     sides = assign_groups(
-        dataset.groups, labels, folds=config.folds, test_share=config.test_share, seed=seed, kept=kept
+        groups, labels, folds=config.folds, test_share=config.test_share, seed=seed, kept=kept
     )
-    splits = Splits(np.array([sides[group] for group in dataset.groups], np.int64), config.folds)
+    splits = Splits(np.array([sides[group] for group in groups], np.int64), config.folds)
     check_classes(dataset.clips.labels, names, splits)
     if kept | sides != kept:
         path.parent.mkdir(exist_ok=True)
         write_json(path, dict(sorted((kept | sides).items())))
     return splits
+
+
+def deal_at_random(dataset: Dataset, splits: Splits, *, seed: int) -> Splits:
+    """The same test side, and the training side in as many folds, clip by clip, classes balanced."""
+    training = splits.training
+    names = [dataset.clips.video_ids[row] for row in training]
+    labels = [dataset.clips.class_names[dataset.clips.labels[row]] for row in training]
+    folds = max(2, splits.folds)
+    dealt = assign_groups(names, labels, folds=folds, test_share=0.0, seed=seed)
+    sides = splits.sides.copy()
+    sides[training] = [dealt[name] for name in names]
+    return Splits(sides, folds)
+
+
+def check_trial(clips: ClipSet, trial: TrialConfig) -> None:
+    """Raises UserError for a trial that these clips cannot serve."""
+    clips.seen_as(trial.view)
+    steps, classes = clips.features.shape[1], len(clips.class_names)
+    if trial.inputs != "features" and steps < 2:
+        raise UserError(f"--inputs {trial.inputs}: the features have one step, so there are no differences")
+    if isinstance(trial.focal_alpha, list) and len(trial.focal_alpha) != classes:
+        raise UserError(
+            f"--focal-alpha has {len(trial.focal_alpha)} numbers for {classes} classes: "
+            f"{', '.join(clips.class_names)}"
+        )
 
 
 def leaks(dataset: Dataset, splits: Splits) -> list[tuple[str, str]]:
@@ -102,6 +157,14 @@ def leaks(dataset: Dataset, splits: Splits) -> list[tuple[str, str]]:
         if splits.sides[i] != splits.sides[j]:
             pairs.append((dataset.clips.video_ids[j], dataset.clips.video_ids[i]))
     return pairs
+
+
+def data_digest(dataset: Dataset, splits: Splits) -> str:
+    """Changes with any clip, label or side that a search learns from."""
+    content = hashlib.sha256(splits.sides.tobytes() + dataset.clips.labels.tobytes())
+    for words in (dataset.clips.video_ids, dataset.groups, [str(d) for d in dataset.content_digests]):
+        content.update("\0".join(words).encode(errors="surrogateescape"))
+    return content.hexdigest()[:32]
 
 
 def class_counts(dataset: Dataset, splits: Splits) -> list[tuple[str, int, int, int]]:

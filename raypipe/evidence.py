@@ -4,22 +4,27 @@ import functools
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import distributions
-from pathlib import Path
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
+from raypipe.calibration import Calibration, cross_fitted
 from raypipe.cluster import Claim
-from raypipe.config import TuneConfig
+from raypipe.console import shown_path
 from raypipe.dataset import Dataset, class_counts, leaks
+from raypipe.findings import find
 from raypipe.leaderboard import Leaderboard
-from raypipe.metrics import Evaluation, evaluate
-from raypipe.report import BestResult, ClassCount, Miss, RunReport
+from raypipe.metrics import Difference, Evaluation, evaluate, paired_differences
+from raypipe.report import ClassCount, Commands, RunReport
+from raypipe.results import BestResult, EpochResult, SideResult, TrialResult, Yardstick
+from raypipe.run import Run
 from raypipe.splits import Splits
-from raypipe.store import FeatureStore
-from raypipe.training import ClipSet
+from raypipe.trial import ClipSet, Epoch, best_epoch, out_of_fold
 
 
 def score(evaluation: Evaluation, metric: str) -> float:
@@ -28,69 +33,200 @@ def score(evaluation: Evaluation, metric: str) -> float:
 
 
 def evaluate_side(clips: ClipSet, probabilities: NDArray[np.float32]) -> Evaluation:
-    """Scores over the clips that have probabilities; the rest are NaN."""
+    """Scores over the clips that have probabilities; the rest are NaN. Without intervals."""
     rows = ~np.isnan(probabilities[:, 0])
     return evaluate(clips.labels[rows], probabilities[rows], clips.class_names)
 
 
-MISSES_KEPT = 12
+def epoch_result(run: Run, epochs: Sequence[Epoch], raw: NDArray[np.float32]) -> tuple[EpochResult, float]:
+    """The last of a trial's epochs, and the accuracy so far; `raw` [N, C] are out of fold, each fold at the
+    epoch that is best on the others."""
+    clips, metric, last = run.dataset.clips, run.config.metric, epochs[-1]
+    rows = np.flatnonzero(~np.isnan(raw[:, 0]))
+    probabilities, answers = cross_fitted(clips.labels[rows], raw[rows], run.splits.sides[rows])
+    so_far = evaluate(clips.labels[rows], probabilities, clips.class_names, predicted=answers)
+    alone = evaluate_side(clips, last.probabilities)
+    result = EpochResult(
+        epoch=last.number,
+        train_loss=last.train_loss,
+        loss=last.loss,
+        score=score(alone, metric),
+        accuracy=alone.accuracy,
+        learning_rate=last.learning_rate,
+        epoch_s=last.wall_s,
+        score_so_far=score(so_far, metric),
+    )
+    return result, so_far.accuracy
 
 
-def worst_misses(clips: ClipSet, probabilities: NDArray[np.float32]) -> tuple[Miss, ...]:
-    """The wrong answers that the model was surest of."""
-    rows = np.flatnonzero(~np.isnan(probabilities[:, 0]))
-    predicted = probabilities[rows].argmax(axis=1)
-    wrong = rows[predicted != clips.labels[rows]]
-    sure = probabilities[wrong].max(axis=1)
-    return tuple(
-        Miss(
-            video_id=clips.video_ids[i],
-            truth=clips.class_names[clips.labels[i]],
-            predicted=clips.class_names[int(probabilities[i].argmax())],
-            probability=float(probabilities[i].max()),
-        )
-        for i in wrong[np.argsort(-sure)][:MISSES_KEPT]
+def ended_trial(
+    run: Run,
+    trial: TrialResult,
+    epochs: Sequence[Epoch],
+    curve: Sequence[EpochResult],
+    *,
+    cut: str,
+    startup_s: float,
+    begun: int = 0,
+) -> TrialResult:
+    """What a trial came to, of which `begun` epochs were there before; `cut` says why it was cut short, if it
+    was. One that has not come to its last epoch otherwise has ended a round."""
+    raw = out_of_fold(epochs, run.splits)
+    side = out_of_fold_side(run.dataset.clips, run.dataset.groups, run.splits, raw, seed=run.config.seed)
+    metric = run.config.metric
+    waits = run.config.scheduler == "pbt" and len(epochs) < run.config.trial.epochs
+    return replace(
+        trial,
+        status="pruned" if cut else "waiting" if waits else "done",
+        epochs=tuple(curve),
+        best_epoch=best_epoch(epochs),
+        score=score(side.evaluation, metric),
+        score_interval=getattr(side.evaluation, f"{metric}_interval"),
+        accuracy=side.evaluation.accuracy,
+        accuracy_interval=side.evaluation.accuracy_interval,
+        wall_s=trial.wall_s + startup_s + sum(epoch.wall_s for epoch in epochs[begun:]),
+        startup_s=startup_s + (0.0 if np.isnan(trial.startup_s) else trial.startup_s),
+        reason=cut,
+    )
+
+
+def out_of_fold_side(
+    clips: ClipSet, groups: Sequence[str], splits: Splits, raw: NDArray[np.float32], *, seed: int
+) -> SideResult:
+    """The validation folds, from probabilities [N, C] as models gave them, NaN elsewhere. Each fold is
+    calibrated, and answered, by what the other folds say."""
+    rows = np.flatnonzero(~np.isnan(raw[:, 0]))
+    probabilities, answers = cross_fitted(clips.labels[rows], raw[rows], splits.sides[rows])
+    return side_result(clips, groups, rows, probabilities, answers, seed=seed)
+
+
+def held_out_side(
+    clips: ClipSet,
+    groups: Sequence[str],
+    splits: Splits,
+    raw: NDArray[np.float32],
+    calibration: Calibration,
+    *,
+    seed: int,
+) -> SideResult | None:
+    """The test side, from probabilities [N, C] as the model gave them; None where there is no such side."""
+    rows = splits.test
+    if not len(rows):
+        return None
+    probabilities = calibration.probabilities(raw[rows])
+    return side_result(clips, groups, rows, probabilities, calibration.answers(probabilities), seed=seed)
+
+
+def side_result(
+    clips: ClipSet,
+    groups: Sequence[str],
+    rows: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+    answers: NDArray[np.int64],
+    *,
+    seed: int,
+) -> SideResult:
+    """The clips at `rows`, with intervals from their groups."""
+    evaluation = evaluate(
+        clips.labels[rows],
+        probabilities,
+        clips.class_names,
+        predicted=answers,
+        groups=[groups[row] for row in rows],
+        seed=seed,
+    )
+    return SideResult(rows, probabilities, answers, evaluation)
+
+
+def differences(
+    clips: ClipSet, groups: Sequence[str], one: SideResult, other: SideResult, *, seed: int
+) -> dict[str, Difference]:
+    """`one` less `other`, which are of the same clips."""
+    return paired_differences(
+        clips.labels[one.positions],
+        (one.probabilities, one.answers),
+        (other.probabilities, other.answers),
+        [groups[row] for row in one.positions],
+        seed=seed,
     )
 
 
 def run_report(
-    config: TuneConfig,
-    folder: Path,
-    store: FeatureStore,
-    dataset: Dataset,
-    splits: Splits,
-    claim: Claim,
-    board: Leaderboard,
-    best: BestResult | None,
-    *,
-    started: datetime,
+    run: Run, board: Leaderboard, best: BestResult | None, yardstick: Yardstick | None
 ) -> RunReport:
     """The report's values as they stand."""
-    spec = store.spec()
+    spec = run.store.spec()
     return RunReport(
-        name=folder.name,
-        command=shlex.join(["python", "-m", "raypipe.tune", *sys.argv[1:]]),
-        metric=config.metric,
-        started=started.isoformat(timespec="seconds"),
-        wall_s=(datetime.now().astimezone() - started).total_seconds(),
-        features=str(store.path),
+        name=run.folder.name,
+        commands=commands(run),
+        config=yaml.safe_dump(run.config.model_dump(exclude={"config"}, mode="json"), sort_keys=False),
+        metric=run.config.metric,
+        started=run.started.isoformat(timespec="seconds"),
+        wall_s=(datetime.now().astimezone() - run.started).total_seconds(),
+        features=str(run.store.path),
         view=spec.view,
         backbone=spec.backbone,
-        classes=tuple(ClassCount(*row) for row in class_counts(dataset, splits)),
-        folds=splits.folds,
-        outcomes=dataset.outcomes,
+        classes=tuple(ClassCount(*row) for row in class_counts(run.dataset, run.splits)),
+        folds=run.splits.folds,
+        outcomes=run.dataset.outcomes,
         trials=tuple(board.trials),
         best=best,
-        devices=claim.devices,
+        yardstick=yardstick,
+        findings=find(run, board, best, yardstick) if best and yardstick else None,
+        devices=run.claim.devices,
         versions=versions(),
-        seed=config.seed,
-        notes=tuple(notes(dataset, splits, claim)),
+        seed=run.config.seed,
+        notes=tuple(
+            notes(
+                run.dataset,
+                run.splits,
+                run.claim,
+                protocol=run.config.splits.protocol,
+                scheduler=run.config.scheduler,
+                retried=board.retried,
+            )
+        ),
     )
 
 
-def notes(dataset: Dataset, splits: Splits, claim: Claim) -> list[str]:
+def commands(run: Run) -> Commands:
+    """What to type for the same again, to go on, and to use the model."""
+    folder, arguments = shown_path(run.folder), sys.argv[1:]
+    if any(argument.startswith("--resume") for argument in arguments):
+        arguments = ["--config", shown_path(run.folder / "config.yaml"), "--name", f"{run.folder.name}-again"]
+    return Commands(
+        repeat=shlex.join(["python", "-m", "raypipe.tune", *arguments]),
+        resume=shlex.join(["python", "-m", "raypipe.tune", "--resume", folder]),
+        predict=shlex.join(["python", "-m", "raypipe.predict", "--model", folder, "--input", "new_videos/"]),
+    )
+
+
+def notes(
+    dataset: Dataset,
+    splits: Splits,
+    claim: Claim,
+    *,
+    protocol: str = "grouped",
+    scheduler: str = "none",
+    retried: Sequence[str] = (),
+) -> list[str]:
     """What a reader should know before believing the numbers."""
     said = []
+    if scheduler == "pbt":
+        said.append(
+            "Settings were changed in mid-training by validation scores, many times (--scheduler pbt): "
+            "the best validation score flatters more than in other searches: the test side tells."
+        )
+    if retried:
+        said.append(
+            f"Trials that failed at first and were trained once more (--retry-failed): {', '.join(retried)}. "
+            "What was decided meanwhile stayed, so the same seed need not give this search again."
+        )
+    if protocol == "random":
+        said.append(
+            "Clips were dealt to the sides one by one (--protocol random), so a source may lie on several: "
+            "compare with numbers that were made so, and expect less on new sources."
+        )
     pairs = leaks(dataset, splits)
     if pairs:
         said.append(
@@ -102,15 +238,13 @@ def notes(dataset: Dataset, splits: Splits, claim: Claim) -> list[str]:
             "The videos have no groups, so each is its own; if several were cut from one source, "
             "name it in a group column, or scores look better than they are."
         )
-    if dataset.outcomes.get("failed"):
-        said.append(f"{dataset.outcomes['failed']} videos failed in extraction and take no part.")
+    failed = dataset.outcomes.get("failed", 0)
+    if dataset.zero_filled:
+        said.append(f"{dataset.zero_filled} clips failed in extraction and take part as zeros.")
+    if failed > dataset.zero_filled:
+        said.append(f"{failed - dataset.zero_filled} clips failed in extraction and take no part.")
     if dataset.unlabelled:
         said.append(f"{dataset.unlabelled} clips have no label and take no part.")
-    if len(set(dataset.groups)) < len(dataset.groups):
-        said.append(
-            "Intervals take clips as independent (Wilson). Clips of one group are alike, "
-            "so the true intervals are wider."
-        )
     gpu = "GPU use, memory and energy were not measured"
     said.append(f"{gpu}." if claim.gpus else f"{gpu}: the cluster has no GPU.")
     return said

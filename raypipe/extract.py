@@ -3,16 +3,17 @@
 python -m raypipe.extract --input videos/ --output results/features
 """
 
+import errno
 import logging
-import shlex
-import sys
-import threading
+import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +21,36 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypipe import __version__
-from raypipe.backbones import Backbone, load_backbone
-from raypipe.config import ExtractConfig, SamplingConfig, load_config, write_yaml
-from raypipe.console import LiveLine, duration, run_command, shown_path
-from raypipe.errors import RunFailed
+from raypipe.backbones import Backbone, Network, OnnxNetwork, load_backbone, onnx_sees_gpus
+from raypipe.config import (
+    EmbeddingConfig,
+    ExtractConfig,
+    LimitsConfig,
+    SamplingConfig,
+    load_config,
+    write_yaml,
+)
+from raypipe.console import duration, run_command, shown_path
+from raypipe.errors import RunFailed, UserError
+from raypipe.outcomes import (
+    EXAMPLES_SHOWN,
+    FAILURES_FILE,
+    Costs,
+    account_for,
+    clip_name,
+    counts_line,
+    few,
+    full_run,
+    printable,
+    say_failures,
+    summarize,
+    video_outcome,
+    write_failures,
+)
+from raypipe.progress import Progress, Tally, Work, stalled_line
 from raypipe.store import (
     ROW_SCHEMA,
+    Commits,
     FeatureSpec,
     FeatureStore,
     Plan,
@@ -35,47 +59,102 @@ from raypipe.store import (
     stage_shard,
     write_json,
 )
-from raypipe.videos import Video, list_videos
+from raypipe.videos import Listing, Video, list_videos, local_path
 
 if TYPE_CHECKING:  # imported where they are used: a run with nothing to do loads no decoder and no Ray
-    from raypipe.decode import ClipRequest
+    from raypipe.decode import ClipRequest, DecodedClip, FailedClip
+    from raypipe.frames import Pictures
     from raypipe.sandbox import Limits, Sandbox
 
 LOG = logging.getLogger("raypipe")
 
-OUTCOMES = ("ok", "partial", "failed")
-STALL_TIMEOUT_S = 900
-"""A pipeline without any progress for so long is given up, with everything finished kept."""
+FAKE_GPUS = "RAYPIPE_FAKE_GPUS"
+"""Set in tests: Ray believes in GPUs that are not there, so what they would do is done on the CPU."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+GO_ON = "run the same command to go on"
+
+VIDEO_BATCH = 4
+"""Videos whose clips a worker hands on together."""
+BLOCK_BYTES = 32 << 20
+"""Of pictures on their way to a GPU, 4.8 MB a clip by default, in one object of Ray's store."""
+MOST_VIDEOS = 64
+"""In one task of Ray's."""
+CLIPS_PER_TABLE = 64
+"""Clips of a long video, 80 kB each by default, that a worker hands on together."""
+MOST_STARTS = 10
+"""Of the pipeline: it begins anew where lost nodes have it wait for ever."""
+STALL_MARGIN_S = 300.0
+"""How much longer than the slowest batch can take the pipeline may stand still before it is given up."""
 
 
-def main(config: ExtractConfig) -> dict[str, Any]:
-    """Runs the extraction; returns what summary.json holds. Raises UserError and RunFailed."""
+def main(config: ExtractConfig, listing: Listing | None = None) -> dict[str, Any]:
+    """Runs the extraction, of --input or of what the caller has listed; returns what summary.json holds.
+    Raises UserError and RunFailed."""
     started_s = time.monotonic()
-    backbone = load_backbone(config.embedding.backbone)
-    listing = list_videos(config.input or sample_videos())
+    store = FeatureStore(config.output)
+    if config.failures:
+        store.spec()  # refuses where there is no store
+        say_failures(account_for(store), store)
+        return {}
+    backbone = backbone_of(config, store)
+    listing = listing or list_videos(config.input or sample_videos())
     if listing.ignored:
         LOG.info("%d other files there are not videos by name", listing.ignored)
     if not any(video.label for video in listing.videos):
         LOG.info("these videos have no labels: their features serve raypipe.predict, not raypipe.tune")
 
     spec = feature_spec(config.sampling, backbone)
-    store = FeatureStore(config.output)
-    with store.writing(spec):
+    if config.dry_run:
+        return dry_run(config, store, spec, listing.videos)
+    with saying_bad_places(store), store.writing(spec):
         plan = plan_run(listing.videos, store.index(), retry_failed=config.retry_failed)
         LOG.info("%d videos: %d done before, %d to do", len(listing.videos), plan.done, len(plan.todo))
         store.relabel(plan.relabelled)
-        store.drop(plan.stale)
-        stages_s = extract_missing(plan, store, spec, config) if plan.todo else {}
-        rows = listed_rows(store, listing.videos)
-        summary = summarize(rows, plan, stages_s, time.monotonic() - started_s)
+        costs = extract_missing(plan, store, spec, backbone.network(), config) if plan.todo else Costs()
+        account = account_for(store, listing.videos)
+        summary = summarize(account, plan, costs, time.monotonic() - started_s)
+        summary["full_run"] = full_run(summary, store.summary())
         write_json(store.path / "summary.json", summary)
+        write_failures(account, store.path / FAILURES_FILE)
         write_yaml(config, store.path / "config.yaml")
-    report_failures(rows)
+    say_failures(account, store)
     LOG.info(
         "%s in %s: %s", counts_line(summary["outcomes"]), duration(summary["wall_s"]), shown_path(store.path)
     )
     refuse_too_many_failures(config, summary)
     return summary
+
+
+@contextmanager
+def saying_bad_places(store: FeatureStore) -> Iterator[None]:
+    """Raises RunFailed where the disk does not take what a run writes."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFailed(f"{bad_place(error, store)}, then {GO_ON}") from error
+
+
+def bad_place(error: OSError, store: FeatureStore) -> str:
+    advice = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
+    return f"{shown_path(store.path)}: {error.strerror or error}; {advice}"
+
+
+def dry_run(
+    config: ExtractConfig, store: FeatureStore, spec: FeatureSpec, videos: list[Video]
+) -> dict[str, Any]:
+    """Says what a run would do, and does nothing."""
+    if store.exists():
+        store.refuse_other(spec)
+    plan = plan_run(videos, store.index(), retry_failed=config.retry_failed)
+    for what, some in (
+        ("new, would be extracted", [video.video_id for video in plan.new]),
+        ("changed or tried again, rows would be replaced", [video.video_id for video in plan.replaced]),
+        ("another label, group or split, would be noted", list(plan.relabelled)),
+    ):
+        if some:
+            LOG.info("%d %s: %s", len(some), what, few(some))
+    LOG.info("%d videos: %d done before, %d to do; nothing was done", len(videos), plan.done, len(plan.todo))
+    return {"videos": len(videos), "to_do": len(plan.todo), "done_before": plan.done}
 
 
 def sample_videos() -> str:
@@ -87,6 +166,18 @@ def sample_videos() -> str:
     return str(make_samples(folder))
 
 
+def backbone_of(config: ExtractConfig, store: FeatureStore) -> Backbone:
+    """The backbone that the config names. Where the store's rows are of it, D is known without loading it."""
+    embedding = config.embedding
+    backbone = load_backbone(
+        embedding.backbone, weights=embedding.weights, frame_size=config.sampling.frame_size
+    )
+    there = store.spec() if store.exists() else None
+    if there and (there.backbone, there.weights_digest) == (backbone.name, backbone.weights_digest):
+        return backbone.with_dim(there.dim // (2 if there.view == "both" else 1))
+    return backbone
+
+
 def feature_spec(sampling: SamplingConfig, backbone: Backbone) -> FeatureSpec:
     """What the rows of this run are."""
     return FeatureSpec(
@@ -94,11 +185,15 @@ def feature_spec(sampling: SamplingConfig, backbone: Backbone) -> FeatureSpec:
         frame_size=sampling.frame_size,
         view=sampling.view,
         motion_gap_s=sampling.motion_gap_s,
+        window_s=sampling.window_s,
+        stride_s=sampling.window_s and (sampling.stride_s or sampling.window_s),
         min_frames=sampling.min_frames,
         backbone=backbone.name,
         weights_digest=backbone.weights_digest,
         steps=sampling.frames,
         dim=backbone.dim * (2 if sampling.view == "both" else 1),
+        policy=sampling.policy,
+        sample_fps=sampling.sample_fps,
     )
 
 
@@ -106,37 +201,106 @@ def feature_spec(sampling: SamplingConfig, backbone: Backbone) -> FeatureSpec:
 
 
 def extract_missing(
-    plan: Plan, store: FeatureStore, spec: FeatureSpec, config: ExtractConfig
-) -> dict[str, float]:
-    """Decodes, embeds and stores the plan's videos on Ray; CPU seconds by stage."""
-    from raypipe.cluster import connect
+    plan: Plan, store: FeatureStore, spec: FeatureSpec, network: Network, config: ExtractConfig
+) -> Costs:
+    """Decodes, embeds and stores the plan's videos on Ray."""
+    from raypipe.cluster import ask, connect, workers_for
+
+    started_s = time.time()
 
     with connect() as cluster:
         import ray
+        from ray.data.exceptions import ExecutionTimeoutError
         from ray.exceptions import RayError
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        cpus = max(1, min(config.cpus or cluster.cpus, cluster.cpus, len(plan.todo)))
-        tally = ray.remote(Tally).options(num_cpus=0).remote()
-        progress = Progress(tally, len(plan.todo))
-        committed: set[str] = set()
-        stages_s = Counter[str]()
+        from raypipe.lost_nodes import NodesLost
+        from raypipe.monitoring import RunMeter
+
+        cpus = workers_for(cluster, config.cpus, videos=len(plan.todo))
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        # Not one of the tasks on the dashboard: a line a message would bury the others and cost more than it.
+        tally = (
+            ray.remote(Tally).options(num_cpus=0, scheduling_strategy=here, enable_task_events=False).remote()
+        )
+        progress = Progress(lambda: ask(tally.counts.remote(), None), len(plan.todo))
+        replaced = [video.video_id for video in plan.replaced]
+        commits = Commits(store, shard_rows=config.shard_rows, replaced=replaced)
+        stages_s, meter = Counter[str](), RunMeter()
         try:
-            for shard in run_pipeline(plan.todo, store, spec, config, cpus=cpus, tally=tally):
-                added = store.commit(shard["shard"], already=committed)
-                committed.update(added)
-                stages_s.update({"decode": shard["decode_cpu_s"], "embed": shard["embed_cpu_s"]})
-        except RayError as error:
-            first = str(error).strip().splitlines()[0]
+            gpus = gpus_for(network, cluster.grown().gpus, config.embedding)
+            embed = partial(EmbedClips, spec, ray.put(network), gpu=gpus > 0)
+            for starts_left in reversed(range(MOST_STARTS)):
+                left = [video for video in plan.todo if video.video_id not in commits.done]
+                try:
+                    for shard in run_pipeline(
+                        left, store, spec, config, cpus=cpus, gpus=gpus, embed=embed, tally=tally
+                    ):
+                        ended = {clip["video_id"]: clip["clips"] for clip in shard["ended"]}
+                        commits.add(shard["shard"], ended)
+                        meter.videos_left(len(plan.todo) - len(commits.done))
+                        stages_s.update({"decode": shard["decode_cpu_s"], "embed": shard["embed_cpu_s"]})
+                    break
+                except NodesLost as lost:
+                    if not starts_left:
+                        raise
+                    missing = len(plan.todo) - len(commits.done)
+                    LOG.warning("%s: the %d videos that are missing begin anew", lost, missing)
+        except (RayError, ExecutionTimeoutError, OSError) as error:
             raise RunFailed(
-                f"extraction stopped after {len(committed)} of {len(plan.todo)} videos: {first}; "
-                "these are kept, run the same command to go on"
+                f"extraction stopped after {len(commits.done)} of {len(plan.todo)} videos: "
+                f"{why_stopped(error, tally, store)}; these are kept, {GO_ON}"
             ) from error
         finally:
             progress.close()
-        missing = len(plan.todo) - len(committed)
+        missing = len(plan.todo) - len(commits.done)
         if missing:
             raise RunFailed(f"{missing} videos were lost on the way; run the same command to do them")
-        return dict(stages_s)
+        begun_s: float | None = ask(tally.begun_s.remote(), None)
+        return Costs(dict(stages_s), begun_s and max(0.0, begun_s - started_s))
+
+
+def gpus_for(network: Network, there: int, embedding: EmbeddingConfig) -> int:
+    """How many of the cluster's GPUs may embed. Raises UserError where they are asked for in vain."""
+    if embedding.device == "cpu" or not there:
+        if embedding.device == "gpu":
+            raise UserError("--device gpu: the cluster has no GPU")
+        return 0
+    if isinstance(network, OnnxNetwork) and not onnx_sees_gpus() and FAKE_GPUS not in os.environ:
+        advice = "install onnxruntime-gpu in place of onnxruntime"
+        if embedding.device == "gpu":
+            raise UserError(f"--device gpu: this ONNX Runtime cannot use GPUs; {advice}")
+        LOG.info("the network runs on CPU cores: this ONNX Runtime cannot use GPUs; %s", advice)
+        return 0
+    LOG.info("the network runs on GPUs, up to %d of them, and the CPU cores decode", there)
+    return there
+
+
+def why_stopped(error: Exception, tally: Any, store: FeatureStore) -> str:
+    """What ended the pipeline, in a sentence: a full disk, a step that hangs or kills, or Ray's words."""
+    from ray.data.exceptions import ExecutionTimeoutError
+    from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+
+    from raypipe.cluster import ask
+
+    words = str(error).strip()
+    # Of what a worker raised, Ray Data leaves the text alone.
+    number = next((number for number in DISK_ERRORS if f"[Errno {number}]" in words), None)
+    if number and (isinstance(error, OSError) or "write_shard" in words):
+        return bad_place(OSError(number, os.strerror(number)), store)
+    steps: list[tuple[str, str, str, float]] = ask(tally.steps.remote(), [])
+    if isinstance(error, ExecutionTimeoutError):
+        return f"nothing has moved for a long time; {stalled_line(steps, time.time(), words)}"
+    if isinstance(error, RayActorError) and error.actor_init_failed:
+        return f"a worker could not start: {words.splitlines()[-1].strip()}"
+    if isinstance(error, RayActorError | WorkerCrashedError):
+        # Of which step is not known: the tally hears of one when it has lasted.
+        at_work = "; ".join(what for _, _, what, _ in steps[:EXAMPLES_SHOWN])
+        if not at_work:
+            return f"a worker died {1 + RETRIES} times before it began any work"
+        return f"a worker died {1 + RETRIES} times over the same work, of: {at_work}"
+    lines = words.partition("\n\nThe above exception")[0].splitlines()
+    return lines[-1] if isinstance(error, RayTaskError) else lines[0]
 
 
 def run_pipeline(
@@ -146,20 +310,24 @@ def run_pipeline(
     config: ExtractConfig,
     *,
     cpus: int,
+    gpus: int,
+    embed: Callable[["Work"], "EmbedClips"],
     tally: Any,
 ) -> Iterator[dict[str, Any]]:
     """Yields one summary per staged shard: its name, and CPU seconds by stage."""
     import ray.data
-    from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+    from ray.data import ActorPoolStrategy, DataContext
 
     from raypipe.decode import ClipRequest
+    from raypipe.lost_nodes import LostNodes
     from raypipe.sandbox import Limits
 
     context = DataContext.get_current()
     context.enable_progress_bars = False  # they count blocks; `Progress` counts videos
-    context.execution_no_progress_timeout_s = STALL_TIMEOUT_S
+    context.execution_no_progress_timeout_s = stall_timeout_s(config.limits)
     context.execution_options.preserve_order = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context.custom_execution_callback_classes = [partial(LostNodes, tally)]
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # `why_stopped` says it in a sentence
     # Few videos keep few workers busy, about which Ray has long advice.
     warnings.filterwarnings("ignore", "The (min|max)imum number of concurrent", UserWarning)
 
@@ -172,101 +340,155 @@ def run_pipeline(
         min_frames=sampling.min_frames,
         max_pixels=limits.max_pixels,
         max_packets=limits.max_packets,
+        max_duration_s=limits.max_duration_s,
+        window_s=spec.window_s,
+        stride_s=spec.stride_s,
+        policy=sampling.policy,
+        sample_fps=sampling.sample_fps,
     )
-    # One decoder and one embedder a core, each half a core to Ray: decoding waits for its child
-    # process, embedding for decoded clips, and the operating system shares the cores between them.
-    workers = ActorPoolStrategy(size=cpus)
+    decode = partial(DecodeClips, request, Limits(limits.timeout_s, limits.max_memory_mb))
+    workers: Any = {"batch_size": VIDEO_BATCH, "batch_format": "pyarrow"} | FINITE_RETRIES
+    # Where files come over a network, a second worker uses a core while the first one waits for bytes.
+    per_core = 2 if any(local_path(video.path) is None for video in videos) else 1
+    per_cpu = ActorPoolStrategy(size=cpus * per_core, max_tasks_in_flight_per_actor=2)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
-        chain = (
-            ray.data.from_arrow(video_tables(videos, cpus))
-            .map_batches(
-                DecodeClips,  # 1 video : 1 row, with its pictures or the reason why there are none
-                fn_constructor_args=(request, Limits(limits.timeout_s, limits.max_memory_mb)),
-                batch_size=4,
-                batch_format="pyarrow",
-                compute=workers,
-                num_cpus=0.5,
-                **FINITE_RETRIES,
+        # `from_arrow` would have a CPU task look at each table, for which an autoscaler starts every node.
+        listed = ray.data.from_blocks(video_tables(videos, cpus))
+        if gpus:
+            # GPUs are fed by all cores, through the object store; only as many are taken as these keep busy.
+            context.target_max_block_size = BLOCK_BYTES
+            per_gpu = ActorPoolStrategy(min_size=1, max_size=gpus, max_tasks_in_flight_per_actor=4)
+            clips = listed.map_batches(
+                DecodeTables,  # 1 video : a row per clip, with its pictures or the reason why there are none
+                fn_constructor_args=(decode, tally),
+                compute=per_cpu,
+                num_cpus=1 / per_core,
+                **workers,
+            ).map_batches(
+                EmbedTables,  # 1 row : 1 row, pictures become features
+                fn_constructor_args=(embed, tally),
+                compute=per_gpu,
+                num_cpus=0,  # the cores are the decoders': a CPU more than there are would never come
+                num_gpus=1,
+                **workers,
             )
-            .map_batches(
-                EmbedClips,  # 1 row : 1 row, pictures become features
-                fn_constructor_args=(spec, tally),
-                batch_size=4,
-                batch_format="pyarrow",
-                compute=workers,
-                num_cpus=0.5,
-                **FINITE_RETRIES,
+        else:
+            # One worker a core decodes and embeds in turn: its child decodes while it waits, so a core is
+            # never shared, and pictures go no further than from the child's memory into the network.
+            clips = listed.map_batches(
+                ExtractClips,  # 1 video : a row per clip, with its features or the reason why there are none
+                fn_constructor_args=(decode, embed, tally),
+                compute=per_cpu,
+                num_cpus=1 / per_core,
+                **workers,
             )
-            .map_batches(
-                write_shard,  # N rows : 1 shard
-                fn_args=(spec, str(store.staging)),
-                batch_size=config.shard_rows,
-                batch_format="pyarrow",
-                compute=TaskPoolStrategy(size=2),
-                num_cpus=0,
-            )
+        shards = clips.map_batches(
+            StageShards,  # N rows : 1 shard
+            fn_constructor_args=(spec, str(store.staging)),
+            batch_size=config.shard_rows,
+            batch_format="pyarrow",
+            # Tasks would do, but Ray waits for ever for one on a node that falls silent (decision 22).
+            compute=ActorPoolStrategy(min_size=1, max_size=2),
+            num_cpus=0,
+            **FINITE_RETRIES,
         )
-    for batch in chain.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+    for batch in shards.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from batch.to_pylist()
 
 
 # A worker may die with its node. Work that kills worker after worker must not be retried for ever, which
-# is Ray Data's default. Ray deprecates this way of saying so and offers no other yet.
-FINITE_RETRIES: Any = {"max_task_retries": 4}
+# is Ray Data's default: these count per batch of work. Workers themselves are replaced as often as needed,
+# since a pool that ran out of them would wait for ever; one that cannot start at all ends the run, through
+# Ray's own limit or the stall timeout. Ray deprecates this way of saying so and offers no other yet.
+RETRIES = 10
+FINITE_RETRIES: Any = {"max_task_retries": RETRIES}
+
+
+def stall_timeout_s(limits: LimitsConfig) -> float:
+    """Seconds without any movement after which a step hangs: a whole batch may use up its time twice."""
+    return VIDEO_BATCH * 2 * limits.timeout_s + STALL_MARGIN_S
 
 
 def video_tables(videos: list[Video], cpus: int) -> list[pa.Table]:
-    """The videos in tables of up to 64, but enough tables to keep every core busy to the end."""
-    rows = [asdict(video) for video in videos]
-    schema = pa.schema([ROW_SCHEMA.field(name) for name in rows[0]])
-    size = max(1, min(64, len(rows) // (cpus * 8)))
-    return [pa.Table.from_pylist(rows[i : i + size], schema=schema) for i in range(0, len(rows), size)]
+    """The videos in tables that get smaller to the end, where the cores wait for each other.
 
-
-PICTURES_SCHEMA = ROW_SCHEMA.append(pa.field("pictures", pa.large_binary())).append(
-    pa.field("decode_cpu_s", pa.float64())
-)
+    Of what is left each takes a core's eighth: large tables cost Ray least, small ones end together.
+    """
+    columns = {field.name: [getattr(video, field.name) for video in videos] for field in fields(Video)}
+    table = pa.table(columns, schema=pa.schema([ROW_SCHEMA.field(name) for name in columns]))
+    tables, start = [], 0
+    while start < len(videos):
+        size = max(1, min(MOST_VIDEOS, (len(videos) - start) // (cpus * 8)))
+        tables.append(table.slice(start, size))
+        start += size
+    return tables
 
 
 class DecodeClips:
     """Videos in, rows with their pictures out. Holds the child process that decodes."""
 
-    def __init__(self, request: "ClipRequest", limits: "Limits") -> None:
+    def __init__(self, request: "ClipRequest", limits: "Limits", work: Work) -> None:
         from raypipe.sandbox import Sandbox
 
-        self._sandbox = Sandbox(request, limits)
+        self._sandbox, self._work = Sandbox(request, limits), work
 
-    def __call__(self, videos: pa.Table) -> pa.Table:
-        rows = [clip_row(Video(**video), self._sandbox) for video in videos.to_pylist()]
-        return pa.Table.from_pylist(rows, schema=PICTURES_SCHEMA)
+    def __call__(self, videos: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for video in videos:
+            name, rows = printable(video["video_id"]), clip_rows(Video(**video), self._sandbox)
+            row: dict[str, Any] = {}
+            while row.get("clips") is None:  # which a video's last clip has
+                self._work.begin("decoding", name, tell=not row)
+                row = self._next(rows)
+                yield row
+
+    def _next(self, rows: Iterator[dict[str, Any]]) -> dict[str, Any]:
+        return next(rows)
 
 
-def clip_row(video: Video, sandbox: "Sandbox") -> dict[str, Any]:
-    """The row of a video as PICTURES_SCHEMA has it: its pictures, or the reason why there are none."""
+def clip_rows(video: Video, sandbox: "Sandbox") -> Iterator[dict[str, Any]]:
+    """The rows of a video, as FEATURES_SCHEMA has them but with pictures, or the reason, for features."""
     from raypipe.containers import DecodeError
 
-    row: dict[str, Any] = asdict(video) | {"clip_index": 0}
-    before_s = sandbox.cpu_s()
+    base: dict[str, Any] = asdict(video) | {"clip_index": 0}
+    outcomes: list[str] = []
+    spent_s = sandbox.cpu_s()
     try:
-        clip = sandbox.decode(video.path)
+        for clip in sandbox.decode(video.path):
+            row = base | clip_columns(clip)
+            outcomes.append(row["outcome"])
+            if clip.span.is_last:
+                row |= {"clips": len(outcomes), "video_outcome": video_outcome(outcomes)}
+            yield row | {"decode_cpu_s": sandbox.cpu_s() - spent_s}
+            spent_s = sandbox.cpu_s()
     except DecodeError as error:
-        return row | {"outcome": "failed", "reason": error.reason, "message": str(error)}
+        failed = {"outcome": "failed", "reason": error.reason, "message": str(error)}
+        yield base | failed | {"clips": 1, "video_outcome": "failed"}
+
+
+def clip_columns(clip: "DecodedClip | FailedClip") -> dict[str, Any]:
+    """What a clip says of itself, as columns."""
+    from raypipe.decode import FailedClip
+
+    columns: dict[str, Any] = {
+        "clip_index": clip.span.index,
+        "start_s": clip.span.start_s,
+        "end_s": clip.span.end_s,
+        "message": clip.message,
+    }
+    if isinstance(clip, FailedClip):
+        return columns | {"outcome": "failed", "reason": clip.reason}
     whole = all(clip.frame_ok)
     return (
-        row
+        columns
         | asdict(clip.facts)
         | {
-            "start_s": 0.0,
-            "end_s": clip.facts.duration_s,
             "content_digest": clip.content_digest,
             "outcome": "ok" if whole else "partial",
             "reason": None if whole else "damaged",
-            "message": clip.message,
             "frame_pts_s": clip.frame_pts_s,
             "frame_ok": clip.frame_ok,
-            "pictures": clip.pictures.tobytes(),
-            "decode_cpu_s": sandbox.cpu_s() - before_s,
+            "pictures": clip.pictures,
         }
     )
 
@@ -274,144 +496,133 @@ def clip_row(video: Video, sandbox: "Sandbox") -> dict[str, Any]:
 class EmbedClips:
     """Rows with pictures in, rows with features out. Holds the loaded backbone."""
 
-    def __init__(self, spec: FeatureSpec, tally: Any) -> None:
+    def __init__(self, spec: FeatureSpec, network: Any, work: Work, *, gpu: bool) -> None:
+        import ray
+
+        from raypipe.monitoring import ExtractionMeter
+
         self._spec = spec
-        self._embedder = load_backbone(spec.backbone).session()
-        self._tally = tally
+        self._embedder = ray.get(network).session(gpu=gpu and FAKE_GPUS not in os.environ)
+        self._work = work
+        self._meter = ExtractionMeter()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        before_s, features = time.process_time(), None
+        if (pictures := row.pop("pictures", None)) is not None:
+            self._work.begin("embedding", printable(clip_name(row)))
+            features = self._embed(pictures)
+        row |= {"features": features, "embed_cpu_s": time.process_time() - before_s}
+        self._meter.add(dict.fromkeys(FEATURES_SCHEMA.names) | row)
+        return row
+
+    def pictures(self, content: pa.Buffer) -> "Pictures":
+        """[V*T, H, W, 3], without a copy."""
+        size = self._spec.frame_size
+        return np.frombuffer(content, np.uint8).reshape(-1, size, size, 3)
+
+    def _embed(self, pictures: "Pictures") -> bytes:
+        """[V*T, H, W, 3] -> float16 [T, V*D], the views side by side."""
+        vectors = self._embedder(pictures)
+        views = vectors.reshape(-1, self._spec.steps, vectors.shape[1])
+        return np.concatenate(list(views), axis=1).astype(np.float16).tobytes()
+
+
+FEATURES_SCHEMA = pa.schema(
+    [
+        *ROW_SCHEMA,
+        pa.field("features", pa.large_binary()),
+        pa.field("decode_cpu_s", pa.float64()),
+        pa.field("embed_cpu_s", pa.float64()),
+        # Of a video's last clip only: how many it has, and what became of the video.
+        pa.field("clips", pa.int32()),
+        pa.field("video_outcome", pa.string()),
+    ]
+)
+
+
+class ExtractClips:
+    """Videos in, rows with their features out, one clip after another."""
+
+    def __init__(
+        self, decode: Callable[[Work], DecodeClips], embed: Callable[[Work], EmbedClips], tally: Any
+    ) -> None:
+        self._work = Work(tally)
+        self._decode, self._embed = decode(self._work), embed(self._work)
+
+    def __call__(self, videos: pa.Table) -> Iterator[pa.Table]:
+        rows = map(self._embed, self._decode(videos.to_pylist()))
+        while some := list(islice(rows, CLIPS_PER_TABLE)):
+            self._work.rest(ended_videos(some))
+            yield pa.Table.from_pylist(some, schema=FEATURES_SCHEMA)
+
+
+def ended_videos(rows: list[dict[str, Any]]) -> list[str]:
+    """The outcomes of videos whose last clip is among the rows."""
+    return [row["video_outcome"] for row in rows if row.get("video_outcome")]
+
+
+PICTURES_SCHEMA = FEATURES_SCHEMA.append(pa.field("pictures", pa.large_binary()))
+
+
+class DecodeTables:
+    """Videos in, rows with their pictures out, for workers of another kind that embed."""
+
+    def __init__(self, decode: Callable[[Work], DecodeClips], tally: Any) -> None:
+        self._work = Work(tally)
+        self._decode = decode(self._work)
+
+    def __call__(self, videos: pa.Table) -> Iterator[pa.Table]:
+        for row in self._decode(videos.to_pylist()):
+            if "pictures" in row:
+                row["pictures"] = row["pictures"].tobytes()
+            self._work.rest([])
+            yield pa.Table.from_pylist([row], schema=PICTURES_SCHEMA)
+
+
+class EmbedTables:
+    """Rows with pictures in, rows with features out."""
+
+    def __init__(self, embed: Callable[[Work], EmbedClips], tally: Any) -> None:
+        self._work = Work(tally)
+        self._embed = embed(self._work)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        before_s = time.process_time()
-        features = [self._embed(pictures) for pictures in rows["pictures"].to_pylist()]
-        embed_cpu_s = (time.process_time() - before_s) / max(1, rows.num_rows)
-        self._tally.add.remote(rows["outcome"].to_pylist())
-        return (
-            rows.drop_columns(["pictures"])
-            .append_column("features", pa.array(features, pa.large_binary()))
-            .append_column("embed_cpu_s", pa.array([embed_cpu_s] * rows.num_rows))
-        )
-
-    def _embed(self, pictures: bytes | None) -> bytes | None:
-        """[V*T, H, W, 3] -> float16 [T, V*D], the views side by side."""
-        if pictures is None:
-            return None
-        spec = self._spec
-        shape = (-1, spec.frame_size, spec.frame_size, 3)
-        vectors = self._embedder(np.frombuffer(pictures, np.uint8).reshape(shape))
-        views = vectors.reshape(-1, spec.steps, vectors.shape[1])
-        return np.concatenate(list(views), axis=1).astype(np.float16).tobytes()
+        some = rows.drop_columns(["pictures"]).to_pylist()
+        for row, pictures in zip(some, rows["pictures"], strict=True):
+            row["pictures"] = self._embed.pictures(pictures.as_buffer()) if pictures.is_valid else None
+        self._work.begin("embedding", printable(clip_name(some[0])), tell=True)
+        embedded = [self._embed(row) for row in some]
+        self._work.rest(ended_videos(embedded))
+        return pa.Table.from_pylist(embedded, schema=FEATURES_SCHEMA)
 
 
 def write_shard(rows: pa.Table, spec: FeatureSpec, staging: str) -> pa.Table:
     """Stages the rows as one shard; the driver commits it."""
     name = stage_shard(shard_table(rows, rows["features"].to_pylist(), spec), staging)
     stages = {stage: pc.sum(rows[stage]).as_py() or 0.0 for stage in ("decode_cpu_s", "embed_cpu_s")}
-    return pa.Table.from_pylist([{"shard": name, **stages}])
+    ended = rows.filter(pc.is_valid(rows["clips"])).select(["video_id", "clips"]).to_pylist()
+    return pa.Table.from_pylist([{"shard": name, "ended": ended, **stages}], schema=STAGED_SCHEMA)
 
 
-# --- what a person sees ----------------------------------------------------------------------------
+class StageShards:
+    """Rows in, a summary of the shard they make out."""
+
+    def __init__(self, spec: FeatureSpec, staging: str) -> None:
+        self._spec, self._staging = spec, staging
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        return write_shard(rows, self._spec, self._staging)
 
 
-class Tally:
-    """An actor that counts finished videos by outcome while their shards are not written yet."""
-
-    def __init__(self) -> None:
-        self._counts = Counter[str]()
-
-    def add(self, outcomes: list[str]) -> None:
-        self._counts.update(outcomes)
-
-    def counts(self) -> dict[str, int]:
-        return dict(self._counts)
-
-
-class Progress:
-    """Shows the tally as one live line until it is closed."""
-
-    def __init__(self, tally: Any, total: int) -> None:
-        self._tally, self._total = tally, total
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        import ray
-
-        line, started_s = LiveLine(), time.monotonic()
-        while not self._closed.wait(0.5):
-            try:
-                counts = ray.get(self._tally.counts.remote(), timeout=5)
-            except ray.exceptions.RayError:
-                continue  # the cluster is busy or ending; the stored rows are what counts
-            line.show(progress_line(counts, self._total, time.monotonic() - started_s))
-        line.close()
-
-    def close(self) -> None:
-        self._closed.set()
-        self._thread.join()
-
-
-def progress_line(counts: dict[str, int], total: int, elapsed_s: float) -> str:
-    """
-    >>> progress_line({"ok": 115, "partial": 1, "failed": 2}, 242, 19.3)
-    'videos 118/242 · ok 115 · partial 1 · failed 2 · 6.1/s · 0:20 left'
-    """
-    done = sum(counts.values())
-    outcomes = " · ".join(f"{name} {counts.get(name, 0)}" for name in OUTCOMES)
-    if not done:
-        return f"videos 0/{total} · starting"
-    rate = done / elapsed_s
-    return f"videos {done}/{total} · {outcomes} · {rate:.1f}/s · {duration((total - done) / rate)} left"
-
-
-def counts_line(outcomes: dict[str, int]) -> str:
-    """
-    >>> counts_line({"ok": 240, "partial": 0, "failed": 2})
-    '242 videos: 240 ok, 0 partial, 2 failed'
-    """
-    counts = ", ".join(f"{outcomes.get(name, 0)} {name}" for name in OUTCOMES)
-    return f"{sum(outcomes.values())} videos: {counts}"
-
-
-def listed_rows(store: FeatureStore, videos: list[Video]) -> list[dict[str, Any]]:
-    """What became of each listed video: video_id, outcome, reason, message."""
-    listed = {video.video_id for video in videos}
-    table = store.read(["video_id", "outcome", "reason", "message"])
-    return [row for row in table.to_pylist() if row["video_id"] in listed]
-
-
-def summarize(
-    rows: list[dict[str, Any]], plan: Plan, stages_s: dict[str, float], wall_s: float
-) -> dict[str, Any]:
-    """What summary.json holds: the listed videos by outcome and reason, and what the run cost."""
-    extracted = len(plan.todo)
-    return {
-        "videos": plan.done + extracted,
-        "extracted": extracted,
-        "done_before": plan.done,
-        "outcomes": dict(Counter(row["outcome"] for row in rows)),
-        "reasons": dict(Counter(row["reason"] for row in rows if row["reason"])),
-        "wall_s": round(wall_s, 3),
-        "videos_per_s": round(extracted / wall_s, 3) if extracted else None,
-        "cpu_s": {stage: round(seconds, 3) for stage, seconds in stages_s.items()},
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "raypipe": __version__,
-        "command": shlex.join(["python", "-m", "raypipe.extract", *sys.argv[1:]]),
-    }
-
-
-FAILURES_SHOWN = 3
-
-
-def report_failures(rows: list[dict[str, Any]]) -> None:
-    """A few lines: failures by reason, with examples; all of them are rows of the store."""
-    by_reason: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["outcome"] == "failed":
-            by_reason.setdefault(row["reason"], []).append(row)
-    for reason, failed in sorted(by_reason.items(), key=lambda item: -len(item[1])):
-        examples = "; ".join(f"{row['video_id']}: {row['message']}" for row in failed[:FAILURES_SHOWN])
-        more = f"; and {len(failed) - FAILURES_SHOWN} more" if len(failed) > FAILURES_SHOWN else ""
-        LOG.info("failed, %s: %d (%s%s)", reason, len(failed), examples, more)
+STAGED_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.string()),
+        pa.field("ended", pa.list_(pa.struct([("video_id", pa.string()), ("clips", pa.int32())]))),
+        pa.field("decode_cpu_s", pa.float64()),
+        pa.field("embed_cpu_s", pa.float64()),
+    ]
+)
+"""A staged shard: its name, the videos whose last clip it holds, and CPU seconds by stage."""
 
 
 def refuse_too_many_failures(config: ExtractConfig, summary: dict[str, Any]) -> None:

@@ -2,14 +2,18 @@
 
 The only module that touches TensorFlow. `tf.distribute.MirroredStrategy` keeps the replicas equal; what
 Keras gets wrong under it is put right here: gradients are clipped after they are summed over the
-replicas, and every batch divides evenly, so that no replica is empty and no example counts double.
+replicas, an overflow on any replica skips the step, and every batch divides evenly, so that no replica is
+empty and no example counts double.
 
-One `Replicas` per process: TensorFlow cannot tear a strategy down and start another.
+One strategy per process: TensorFlow cannot tear one down and start another.
 """
 
+import functools
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -18,62 +22,86 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from raypipe.config import TrialConfig
+from raypipe.engines import (
+    FAKE_GPUS,
+    Devices,
+    EpochFigures,
+    State,
+    TrainingData,
+    choose_feeding,
+    choose_precision,
+    choose_xla,
+    refuse_uneven,
+    whole_batches,
+)
+from raypipe.feeding import Prefetched
+from raypipe.losses import build_loss
+from raypipe.schedules import build_schedule
 
-FAKE_GPUS = "RAYPIPE_FAKE_GPUS"
-"""Set in tests: Ray hands out GPUs that do not exist, and logical CPU devices take their place."""
 
-
-@dataclass(frozen=True)
-class Devices:
-    """What a trial trains on."""
-
-    names: tuple[str, ...]
-    precision: str
-    """Keras dtype policy."""
-
-
-def find_devices(gpus: int, replicas: int) -> Devices:
+def find_devices(precision: str, *, gpus: int, replicas: int) -> Devices:
     """The `gpus` GPUs that Ray gave this process, or `replicas` logical CPU devices where it gave none.
 
     Must run before any TensorFlow operation. Raises RuntimeError where TensorFlow sees other GPUs.
     """
     if gpus and FAKE_GPUS not in os.environ:
-        cards = tf.config.list_physical_devices("GPU")
-        if len(cards) != gpus:
-            raise RuntimeError(
-                f"Ray gave this trial {gpus} GPUs but TensorFlow sees {len(cards)}; "
-                "install raypipe[gpu] on every node, with a driver that its CUDA supports"
-            )
-        for card in cards:
-            tf.config.experimental.set_memory_growth(card, True)
-        details = [tf.config.experimental.get_device_details(card) for card in cards]
-        capability = min(d.get("compute_capability", (0, 0)) for d in details)
-        return Devices(tuple(f"GPU:{i}" for i in range(gpus)), precision_policy(capability))
+        names, capability = _find_gpus(gpus)
+        return Devices(names, choose_precision(precision, capability))
+    return Devices(_make_cpu_devices(gpus or replicas), choose_precision(precision, None))
+
+
+@functools.cache  # devices are made once per process, whatever it trains on them
+def _find_gpus(gpus: int) -> tuple[tuple[str, ...], tuple[int, int]]:
+    tf.config.experimental.enable_op_determinism()
+    cards = tf.config.list_physical_devices("GPU")
+    if len(cards) != gpus:
+        raise RuntimeError(
+            f"Ray gave this trial {gpus} GPUs but TensorFlow sees {len(cards)}; "
+            "install raypipe[gpu] on every node, with a driver that its CUDA supports"
+        )
+    for card in cards:
+        tf.config.experimental.set_memory_growth(card, True)
+    details = [tf.config.experimental.get_device_details(card) for card in cards]
+    capability = min(d.get("compute_capability", (0, 0)) for d in details)
+    return tuple(f"GPU:{i}" for i in range(gpus)), capability
+
+
+@functools.cache
+def _make_cpu_devices(count: int) -> tuple[str, ...]:
+    # A trial that goes on after a kill must come to the same digits, so no kernel may add in any order.
+    tf.config.experimental.enable_op_determinism()
     tf.config.set_visible_devices([], "GPU")
-    logical = [tf.config.LogicalDeviceConfiguration() for _ in range(gpus or replicas)]
+    logical = [tf.config.LogicalDeviceConfiguration() for _ in range(count)]
     tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], logical)
-    return Devices(tuple(f"CPU:{i}" for i in range(len(logical))), "float32")
+    return tuple(f"CPU:{i}" for i in range(count))
 
 
-def precision_policy(compute_capability: tuple[int, int]) -> str:
-    """The Keras dtype policy for the slowest card: Ampere (8.0) brought bfloat16, Volta (7.0) fast
-    float16, which needs loss scaling."""
-    if compute_capability >= (8, 0):
-        return "mixed_bfloat16"
-    return "mixed_float16" if compute_capability >= (7, 0) else "float32"
+@functools.cache
+def strategy_over(names: tuple[str, ...]) -> tf.distribute.Strategy:
+    """The process' one strategy: a second object fails at the first sum of another shape."""
+    return tf.distribute.MirroredStrategy(list(names))
 
 
-@keras.saving.register_keras_serializable("raypipe")
-class ReplicaAdamW(keras.optimizers.AdamW):
-    """AdamW that clips the gradient of the whole batch, not each replica's part of it."""
+class ClipAfterSum:
+    """For a Keras optimizer: clips the gradient of the whole batch, not each replica's part of it."""
 
     def _clip_gradients(self, grads: list[Any]) -> list[Any]:
         return grads  # too early: each replica has only its own part here
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> list[tuple[Any, Any]]:
-        summed = super()._all_reduce_sum_gradients(grads_and_vars)
-        clipped = super()._clip_gradients([grad for grad, _ in summed])
+        summed = super()._all_reduce_sum_gradients(grads_and_vars)  # type: ignore[misc]
+        clipped = super()._clip_gradients([grad for grad, _ in summed])  # type: ignore[misc]
         return [(grad, variable) for grad, (_, variable) in zip(clipped, summed, strict=True)]
+
+
+@keras.saving.register_keras_serializable("raypipe")
+class ReplicaAdam(ClipAfterSum, keras.optimizers.Adam):
+    """Adam that clips after the sum."""
+
+
+@keras.saving.register_keras_serializable("raypipe")
+class ReplicaAdamW(ClipAfterSum, keras.optimizers.AdamW):
+    """AdamW that clips after the sum."""
 
 
 @keras.saving.register_keras_serializable("raypipe")
@@ -86,67 +114,67 @@ class ReplicaLossScale(keras.optimizers.LossScaleOptimizer):
         return context.all_reduce(tf.distribute.ReduceOp.SUM, finite) >= context.num_replicas_in_sync
 
 
-State = list[NDArray[Any]]
-
-
 class Replicas:
-    """One model on several devices, with the clips it learns from beside it.
-
-    `features` [N, T, D] and `labels` [N] are those of all clips; training and predicting take positions
-    in them. The state (weights, optimizer, random) can be taken out and put back, so that the folds of a
-    cross-validation share one compiled model.
-    """
+    """One model on several devices: TensorFlow's `engines.Engine`."""
 
     def __init__(
-        self,
-        devices: Devices,
-        config: TrialConfig,
-        build: Callable[[], keras.Model],
-        features: NDArray[np.floating],
-        labels: NDArray[np.integer],
+        self, devices: Devices, config: TrialConfig, build: Callable[[], keras.Model], data: TrainingData
     ) -> None:
+        refuse_uneven(config.batch_size, devices)
+        xla = choose_xla(config, devices)
         keras.mixed_precision.set_global_policy(devices.precision)
-        self._strategy = tf.distribute.MirroredStrategy(list(devices.names))
-        self._replicas = self._strategy.num_replicas_in_sync
-        if config.batch_size % self._replicas:
-            raise ValueError(f"batch_size {config.batch_size} does not divide by {self._replicas} replicas")
+        self._devices, self._data = devices, data
+        self._strategy = strategy_over(devices.names)
         self._batch = config.batch_size
+        self._loss = build_loss(config, data.class_counts)
         with self._strategy.scope():
             self.model = build()
-            self.optimizer: keras.optimizers.Optimizer = ReplicaAdamW(
-                learning_rate=config.learning_rate,
-                weight_decay=config.weight_decay,
-                global_clipnorm=config.clip_norm,
+            self.schedule = build_schedule(config, steps_per_epoch=data.steps_per_epoch)
+            kind, options = ReplicaAdam, {}
+            if config.optimizer == "adamw":
+                kind, options = ReplicaAdamW, {"weight_decay": config.weight_decay}
+            self.optimizer: keras.optimizers.Optimizer = kind(
+                learning_rate=self.schedule, global_clipnorm=config.clip_norm, **options
             )
             if devices.precision == "mixed_float16":
                 self.optimizer = ReplicaLossScale(self.optimizer)
             self.optimizer.build(self.model.trainable_variables)
-        self._features = tf.constant(np.asarray(features))
-        self._labels = tf.constant(labels.astype(np.int32))
-        self._variables = [v.value for v in [*self.model.variables, *self.optimizer.variables]]
-        self._train = tf.function(
-            self._train_epoch,
-            input_signature=[
-                tf.TensorSpec([None, self._batch], tf.int32),
-                tf.TensorSpec([None], tf.float32),
-            ],
-        )
-        self._predict = tf.function(
-            self._predict_batch, input_signature=[tf.TensorSpec([self._batch], tf.int32)]
-        )
+        changing = [*self.model.variables, *self.optimizer.variables, *self.schedule.variables]
+        self._variables = [variable.value for variable in changing]
         self._assign = tf.function(self._assign_all)
+        self._predict_share = tf.function(self._predict_step)
+        self._feeding = choose_feeding(config, data.features)
+        if self._feeding == "device":
+            self._features = self._on_each_device(lambda _: np.asarray(data.features))
+            self._labels = self._on_each_device(lambda _: data.labels.astype(np.int32))
+            positions = tf.TensorSpec([None, self._batch], tf.int32)
+            weights = tf.TensorSpec([None], tf.float32)
+            clips = [tf.type_spec_from_value(held) for held in (self._features, self._labels)]
+            # The clips are arguments: what a function only refers to stays on the devices as long as the
+            # process, through every trial that it trains.
+            self._train = tf.function(
+                self._train_positions, [*clips, positions, weights], jit_compile=xla or None
+            )
+            self._predict_at = tf.function(self._predict_positions)
+        elif self._feeding == "memmap":
+            self._train = tf.function(self._train_shares, jit_compile=xla or None)
+        else:
+            self._compile_for_fit()
 
-    # --- what a trial calls --------------------------------------------------------------------------
+    # --- what a trial calls ---------------------------------------------------------------------------
 
-    def train_epoch(self, order: NDArray[np.integer], class_weights: NDArray[np.floating]) -> float:
-        """One pass over the clips at `order` (positions, each batch full); the mean loss."""
-        batches = order.reshape(-1, self._batch).astype(np.int32)
-        return float(self._train(batches, class_weights.astype(np.float32)))
+    def train_epoch(self, order: NDArray[np.integer], class_weights: NDArray[np.floating]) -> EpochFigures:
+        """One pass over the clips at `order` (positions, each batch full)."""
+        ways = {"device": self._train_from_device, "memmap": self._train_from_map, "fit": self._train_by_fit}
+        return ways[self._feeding](order, class_weights)
 
     def predict(self, positions: NDArray[np.integer]) -> NDArray[np.float32]:
         """Class probabilities [n, classes] of the clips at `positions`."""
-        padded = np.resize(positions, -(-len(positions) // self._batch) * self._batch)
-        parts = [self._predict(batch) for batch in padded.reshape(-1, self._batch).astype(np.int32)]
+        batches = whole_batches(positions, self._batch)
+        if self._feeding == "device":
+            parts = [self._predict_at(self._features, tf.constant(batch)) for batch in batches]
+        else:
+            parts = [self._predict_share(x) for x, _ in Prefetched(self._load, batches)]
         return np.concatenate([part.numpy() for part in parts])[: len(positions)]
 
     def state(self) -> State:
@@ -156,42 +184,131 @@ class Replicas:
     def restore(self, state: State) -> None:
         self._assign([tf.convert_to_tensor(value) for value in state])
 
+    def profile(self, folder: Path) -> AbstractContextManager[object]:
+        profile: AbstractContextManager[object] = tf.profiler.experimental.Profile(str(folder))
+        return profile
+
+    # --- three ways of feeding ------------------------------------------------------------------------
+
+    def _train_from_device(
+        self, order: NDArray[np.integer], class_weights: NDArray[np.floating]
+    ) -> EpochFigures:
+        """All clips lie on every device; only their positions travel, and an epoch is one call."""
+        started_s = time.monotonic()
+        batches = tf.constant(whole_batches(order, self._batch))
+        weights = tf.constant(class_weights, tf.float32)
+        data_s = time.monotonic() - started_s
+        loss = float(self._train(self._features, self._labels, batches, weights))
+        return EpochFigures(loss, data_s, time.monotonic() - started_s)
+
+    def _train_from_map(
+        self, order: NDArray[np.integer], class_weights: NDArray[np.floating]
+    ) -> EpochFigures:
+        """Batches are gathered from the memory map, ahead of the step that takes them."""
+        started_s = time.monotonic()
+        weights = tf.constant(class_weights, tf.float32)
+        batches = Prefetched(self._load, whole_batches(order, self._batch))
+        losses = [self._train(x, labels, weights) for x, labels in batches]
+        loss = float(tf.add_n(losses)) / len(losses)
+        return EpochFigures(loss, batches.waited_s, time.monotonic() - started_s)
+
+    def _train_by_fit(self, order: NDArray[np.integer], class_weights: NDArray[np.floating]) -> EpochFigures:
+        """The classic way: the clips as plain arrays into Keras' `fit`."""
+        started_s = time.monotonic()
+        x = np.asarray(self._data.features[order], np.float32)
+        self._waited_s = time.monotonic() - started_s
+        history = self.model.fit(
+            x,
+            self._data.labels[order],
+            batch_size=self._batch,
+            shuffle=False,  # the order is shuffled
+            class_weight=dict(enumerate(class_weights.tolist())),
+            verbose=0,
+        )
+        return EpochFigures(history.history["loss"][0], self._waited_s, time.monotonic() - started_s)
+
+    def _compile_for_fit(self) -> None:
+        """Keras' own training step, with the time measured that it waits for each batch."""
+        self.model.compile(self.optimizer, self._loss, jit_compile=False, auto_scale_loss=False)
+
+        def step(batch: Any) -> Any:
+            logs = self._strategy.run(self.model.train_step, args=(batch,))
+            return {name: self._strategy.experimental_local_results(v)[0] for name, v in logs.items()}
+
+        compiled = tf.function(step)
+
+        def train_function(iterator: Any) -> Any:
+            started_s = time.monotonic()
+            batch = next(iterator)
+            self._waited_s += time.monotonic() - started_s
+            return compiled(batch)
+
+        self.model.train_function = train_function
+
+    def _load(self, positions: NDArray[np.int32]) -> tuple[Any, Any]:
+        """A batch from the map: its features and labels, each replica's share on its device."""
+        shares = positions.reshape(len(self._devices.names), -1)
+        return (
+            self._on_each_device(lambda replica: self._data.features[shares[replica]]),
+            self._on_each_device(lambda replica: self._data.labels[shares[replica]].astype(np.int32)),
+        )
+
+    def _on_each_device(self, value: Callable[[int], NDArray[Any]]) -> Any:
+        def place(context: Any) -> Any:
+            replica = context.replica_id_in_sync_group
+            with tf.device(self._devices.names[replica]):
+                return tf.constant(value(replica))
+
+        return self._strategy.experimental_distribute_values_from_function(place)
+
     # --- inside the graph -----------------------------------------------------------------------------
 
-    def _train_epoch(self, batches: Any, class_weights: Any) -> Any:
+    def _train_positions(self, features: Any, labels: Any, batches: Any, class_weights: Any) -> Any:
+        """Mean loss over the batches of positions [n, batch]."""
         total = 0.0
         for batch in batches:
-            losses = self._strategy.run(self._train_step, args=(batch, class_weights))
-            total += self._strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
+            total += self._over_replicas(self._gather_and_train, (features, labels, batch, class_weights))
         return total / tf.cast(tf.shape(batches)[0], tf.float32)
 
-    def _train_step(self, batch: Any, class_weights: Any) -> Any:
-        own = self._own_part(batch)
-        labels = tf.gather(self._labels, own)
+    def _gather_and_train(self, features: Any, labels: Any, batch: Any, class_weights: Any) -> Any:
+        own = self._own_share(batch)
+        return self._train_step(tf.gather(features, own), tf.gather(labels, own), class_weights)
+
+    def _train_shares(self, features: Any, labels: Any, class_weights: Any) -> Any:
+        return self._over_replicas(self._train_step, (features, labels, class_weights))
+
+    def _over_replicas(self, step: Callable[..., Any], arguments: Iterable[Any]) -> Any:
+        losses = self._strategy.run(step, args=tuple(arguments))
+        return self._strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
+
+    def _train_step(self, features: Any, labels: Any, class_weights: Any) -> Any:
         with tf.GradientTape() as tape:
-            logits = self.model(self._inputs(own), training=True)
-            losses = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+            logits = self.model(tf.cast(features, tf.float32), training=True)
+            weights = tf.gather(class_weights, labels)
             # Over the whole batch, so that the replicas' gradients add up to one device's.
-            loss = tf.reduce_sum(losses * tf.gather(class_weights, labels)) / self._batch
+            loss = tf.reduce_sum(self._loss(labels, logits) * weights) / self._batch
             scaled = self.optimizer.scale_loss(loss)
         variables = self.model.trainable_variables
         self.optimizer.apply(tape.gradient(scaled, [v.value for v in variables]), variables)
         return loss
 
-    def _predict_batch(self, batch: Any) -> Any:
-        def step(batch: Any) -> Any:
-            return tf.nn.softmax(self.model(self._inputs(self._own_part(batch)), training=False))
+    def _predict_step(self, features: Any) -> Any:
+        def step(share: Any) -> Any:
+            return tf.nn.softmax(self.model(tf.cast(share, tf.float32), training=False))
 
-        return tf.concat(self._strategy.experimental_local_results(self._strategy.run(step, (batch,))), 0)
+        return tf.concat(self._strategy.experimental_local_results(self._strategy.run(step, (features,))), 0)
 
-    def _own_part(self, batch: Any) -> Any:
-        """This replica's equal share of a batch."""
-        size = self._batch // self._replicas
-        number = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return tf.slice(batch, [number * size], [size])
+    def _predict_positions(self, features: Any, batch: Any) -> Any:
+        def step(held: Any) -> Any:
+            return tf.gather(held, self._own_share(batch))
 
-    def _inputs(self, positions: Any) -> Any:
-        return tf.cast(tf.gather(self._features, positions), tf.float32)
+        return self._predict_step(self._strategy.run(step, (features,)))
+
+    def _own_share(self, batch: Any) -> Any:
+        """This replica's equal share of a batch of positions."""
+        share = self._batch // len(self._devices.names)
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return tf.slice(batch, [replica * share], [share])
 
     def _assign_all(self, values: Sequence[Any]) -> None:
         for variable, value in zip(self._variables, values, strict=True):

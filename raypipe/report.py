@@ -4,60 +4,41 @@
 Here are the values, their order and the charts; the words and the looks are in `templates/report.html.j2`.
 """
 
-import io
+import base64
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from numpy.typing import NDArray
 
-from raypipe.metrics import ClassResult, Evaluation
+from raypipe.charts import (
+    BEST,
+    OTHER,
+    REFERENCE,
+    RIVALS,
+    SECOND,
+    Chart,
+    Legend,
+    Scored,
+    learning_curves,
+    legend,
+    precision_recall_chart,
+    reliability,
+    reliability_chart,
+    roc_chart,
+    slice_chart,
+)
+from raypipe.importance import FEWEST_TRIALS, Importance
+from raypipe.metrics import ClassResult, Evaluation, wilson_interval
+from raypipe.results import BestResult, TrialResult, Yardstick, leaderboard, lineage
+from raypipe.storage import Place
 from raypipe.store import write_atomically
+from raypipe.wording import duration, interval, number, setting, share, words
 
-Setting = str | int | float | bool | None
-STATUSES = ("done", "running", "pruned", "pending", "failed")
-"""What a trial can be, in the order of the leaderboard."""
-
-NOT_MEASURED = "not measured"
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """One epoch of one trial; `loss`, `score` and `accuracy` are on the validation folds."""
-
-    epoch: int
-    train_loss: float
-    loss: float
-    score: float
-    accuracy: float
-    learning_rate: float
-    epoch_s: float
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """One row of the leaderboard. What is not known yet is NaN; `accuracy_interval` is 95 %."""
-
-    trial_id: str
-    status: str
-    config: dict[str, Setting]
-    epochs: tuple[EpochResult, ...]
-    best_epoch: int
-    score: float
-    accuracy: float
-    accuracy_interval: tuple[float, float]
-    wall_s: float
-    message: str = ""
-
-    def __post_init__(self) -> None:
-        if self.status not in STATUSES:
-            raise ValueError(f"status={self.status!r} must be one of {', '.join(STATUSES)}")
+NAN = math.nan
+SLICES_SHOWN = 9
 
 
 @dataclass(frozen=True)
@@ -72,31 +53,128 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class Miss:
-    """A wrong answer, and the probability that the model gave it."""
+    """A wrong answer, the probability that the model gave it, and what the clip shows."""
 
     video_id: str
     truth: str
     predicted: str
     probability: float
+    jpeg: bytes = b""
+    """A strip of its frames."""
+    missing: str = ""
+    """Why there is none."""
+
+    @property
+    def picture(self) -> str:
+        return f"data:image/jpeg;base64,{base64.b64encode(self.jpeg).decode()}"
 
 
 @dataclass(frozen=True)
-class BestResult:
-    """The chosen model: `validation` is out of fold; `misses` are of the test side if there is one."""
+class Side:
+    """What the best model says of the clips of one side."""
 
-    trial_id: str
-    validation: Evaluation
-    test: Evaluation | None
-    epochs: int
+    title: str
+    how: str
+    labels: NDArray[np.int64]
+    """[n] class numbers."""
+    before: NDArray[np.floating]
+    """[n, C] probabilities as the network gave them, before the temperature."""
+    after: NDArray[np.floating]
+    """[n, C], calibrated."""
+    yardstick: NDArray[np.floating]
+    """[n, C], of the yardstick."""
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """The clips of one group: how many, how many answered rightly, and on which side they stand."""
+
+    name: str
+    side: str
+    clips: int
+    right: int
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.clips
+
+    @property
+    def accuracy_interval(self) -> tuple[float, float]:
+        return wilson_interval(self.right, self.clips)
+
+
+@dataclass(frozen=True)
+class LookAlike:
+    """Two clips on different sides that look alike, and whose they are."""
+
+    first: str
+    second: str
+    groups: tuple[str, str]
+    sides: tuple[str, str]
+    cosine: float
+
+
+@dataclass(frozen=True)
+class LookAlikes:
+    """The pairs of clips above the cut-off on the cosine, of so many compared."""
+
+    view: str
+    cut_off: float
+    compared: int
+    count: int
+    shown: tuple[LookAlike, ...]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the search took; NaN where it was not measured."""
+
+    trials_s: float
+    """All trials together."""
+    startup_s: float
+    """Of it, until the first step of training."""
+    cpu_hours: float
+    """Claimed."""
+    gpu_hours: float
+    energy_kwh: float
+    yardstick_s: float
+    extraction_s: float
+    extraction_cpu_s: float
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What takes some seconds to find out, once the best model is known."""
+
+    sides: tuple[Side, ...]
+    importances: tuple[Importance, ...]
+    groups: tuple[GroupResult, ...]
+    """The worst first; empty where the videos have no groups."""
     misses: tuple[Miss, ...]
+    """Of the test side if there is one."""
+    look_alikes: LookAlikes
+    durations_s: tuple[tuple[float, float, float], ...]
+    """Of each class the shortest, the middle and the longest clip."""
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Commands:
+    """What to type for the same again, to go on, and to use the model."""
+
+    repeat: str
+    resume: str
+    predict: str
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """Everything on the page. `outcomes` counts videos by what extraction made of them."""
+    """Everything on the page. `outcomes` counts clips by what extraction made of them."""
 
     name: str
-    command: str
+    commands: Commands
+    config: str
+    """All that was asked, as YAML."""
     metric: str
     """What `score` is; lower is better if it ends in "loss", else higher."""
     started: str
@@ -109,13 +187,16 @@ class RunReport:
     outcomes: dict[str, int]
     trials: tuple[TrialResult, ...]
     best: BestResult | None
+    yardstick: Yardstick | None
+    findings: Findings | None
+    """Known together with `best`."""
     devices: str
     versions: dict[str, str]
     seed: int
     notes: tuple[str, ...]
 
 
-def write_report(path: Path, run: RunReport) -> None:
+def write_report(path: Place, run: RunReport) -> None:
     """Write `run` as one HTML file: whole or not at all, and equal bytes for equal values."""
     page = render(run)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,41 +204,168 @@ def write_report(path: Path, run: RunReport) -> None:
     write_atomically(path, page.encode("utf-8", errors="backslashreplace"))
 
 
-def render(run: RunReport) -> str:
-    """The page as text."""
-    pages = Environment(
+def page_environment() -> Environment:
+    """Where pages and what they share (style.css) are found, and how their values are escaped."""
+    return Environment(
         loader=PackageLoader("raypipe"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for reading in (words, share, number, interval, duration, setting, measured_classes):
+
+
+def render(run: RunReport) -> str:
+    """The page as text."""
+    pages = page_environment()
+    for reading in (
+        words,
+        share,
+        number,
+        interval,
+        span,
+        signed,
+        number1,
+        hours,
+        energy,
+        duration,
+        setting,
+        measured_classes,
+        lineage,
+    ):
         pages.filters[reading.__name__] = reading
     board = leaderboard(run.trials, run.metric)
     best_id = run.best.trial_id if run.best else None
     curves = sorted((t for t in board if t.epochs), key=lambda t: t.trial_id != best_id)
     varying = varying_settings(run.trials)
+    scored = [trial for trial in board if trial.ended and math.isfinite(trial.score)]
     return pages.get_template("report.html.j2").render(
         run=run,
+        found=run.findings,
         board=board,
         best_id=best_id,
         varying=varying,
         common={k: v for trial in board for k, v in trial.config.items() if k not in varying},
         charts=learning_curves(curves, run.metric) if curves else (),
         legend=legend(curves),
+        slices=slices(run, scored, varying),
+        fewest_trials=FEWEST_TRIALS,
+        scored=len(scored),
+        decisions=decision_charts(run),
+        calibration=calibration_charts(run),
+        gain=run.best.gain_over_yardstick(run.metric) if run.best else None,
+        nan=math.nan,
     )
 
 
-def leaderboard(trials: Sequence[TrialResult], metric: str) -> list[TrialResult]:
-    """Trials by status, then best score first, those without a score last."""
-    sign = 1 if metric.endswith("loss") else -1
+def slices(run: RunReport, scored: Sequence[TrialResult], varying: Sequence[str]) -> list[Chart]:
+    """The score over each setting, those first that matter most; drawn once all trials have ended."""
+    if run.findings is None or run.best is None or len(scored) < 3:
+        return []
+    places = {row.setting: place for place, row in enumerate(run.findings.importances)}
+    names = sorted(varying, key=lambda name: places.get(name, len(places)))
+    return [slice_chart(name, scored, run.metric, run.best.trial_id) for name in names[:SLICES_SHOWN]]
 
-    def place(trial: TrialResult) -> tuple[int, bool, float]:
-        unknown = math.isnan(trial.score)
-        return STATUSES.index(trial.status), unknown, 0.0 if unknown else sign * trial.score
 
-    return sorted(trials, key=place)
+@dataclass(frozen=True)
+class Decisions:
+    """Charts that share a legend."""
+
+    charts: tuple[Chart, ...]
+    legend: Legend
+
+
+def decision_charts(run: RunReport) -> Decisions | None:
+    """ROC and precision-recall: of two classes each side and the yardstick, of more one line a class."""
+    if run.findings is None or run.best is None:
+        return None
+    names = [one.name for one in run.classes]
+    sides = run.findings.sides
+    last = sides[-1]
+    if len(names) == 2:
+        looks = [BEST, SECOND][: len(sides)]
+        lines = [
+            Scored(side.title.lower(), look, side.labels == 1, side.after[:, 1])
+            for side, look in zip(reversed(sides), looks, strict=True)
+        ]
+        lines.append(
+            Scored(f"yardstick, {last.title.lower()}", REFERENCE, last.labels == 1, last.yardstick[:, 1])
+        )
+    else:
+        looks = [BEST, *RIVALS, *[OTHER] * len(names)]
+        lines = [
+            Scored(name, looks[number], last.labels == number, last.after[:, number])
+            for number, name in enumerate(names)
+        ]
+    lines = [line for line in lines if line.both_classes]
+    if not lines:
+        return None
+    threshold = run.best.calibration.threshold
+    charts = (roc_chart(lines, threshold), precision_recall_chart(lines, threshold))
+    named: Legend = [(line.name, line.look) for line in lines if line.look is not OTHER]
+    rest = len(lines) - len(named)
+    return Decisions(charts, [*named, (f"{rest} more", OTHER)] if rest else named)
+
+
+def calibration_charts(run: RunReport) -> tuple[Chart, ...]:
+    """Reliability of each side: of two classes of the second's probability, else of the most probable's."""
+    if run.findings is None:
+        return ()
+    names = [one.name for one in run.classes]
+    charts: list[Chart] = []
+    for side in run.findings.sides:
+        if len(names) == 2:
+            axis, true = f"probability of {names[1]}", side.labels == 1
+            before, after = (reliability(p[:, 1], true) for p in (side.before, side.after))
+        else:
+            axis = "probability of the answer"
+            before, after = (
+                reliability(p.max(axis=1), p.argmax(axis=1) == side.labels) for p in (side.before, side.after)
+            )
+        title = f"{side.title} ({side.how})"
+        charts.append(reliability_chart(f"calibration-{len(charts)}", title, before, after, axis))
+    return tuple(charts)
+
+
+def span(bounds: tuple[float, float]) -> str:
+    """
+    >>> span((0.7714, 0.934))
+    '0.771 to 0.934'
+    """
+    low, high = bounds
+    return f"{number(low)} to {number(high)}" if math.isfinite(low + high) else number(math.nan)
+
+
+def number1(value: float) -> str:
+    """
+    >>> number1(2.04), number1(math.nan)
+    ('2.0', 'not measured')
+    """
+    return f"{value:.1f}" if math.isfinite(value) else number(value)
+
+
+def hours(value: float) -> str:
+    """
+    >>> hours(0.1234), hours(math.nan)
+    ('0.12 h', 'not measured')
+    """
+    return f"{value:.2f} h" if math.isfinite(value) else number(value)
+
+
+def energy(value: float) -> str:
+    """
+    >>> energy(1.5), energy(math.nan)
+    ('1.500 kWh', 'not measured')
+    """
+    return f"{value:.3f} kWh" if math.isfinite(value) else number(value)
+
+
+def signed(value: float) -> str:
+    """
+    >>> signed(0.0512), signed(-0.2)
+    ('+0.051', '\u22120.200')
+    """
+    return f"{value:+.3f}".replace("-", "\u2212") if math.isfinite(value) else number(value)
 
 
 def varying_settings(trials: Sequence[TrialResult]) -> list[str]:
@@ -175,159 +383,3 @@ def measured_classes(evaluation: Evaluation) -> list[ClassResult]:
         row = row if row.clips else replace(row, recall=nan, recall_interval=(nan, nan), f1=nan)
         rows.append(row if sum(predicted) else replace(row, precision=nan))
     return rows
-
-
-# --- how values read ---------------------------------------------------------------------------------------
-
-
-def words(name: str) -> str:
-    """balanced_accuracy → balanced accuracy."""
-    return name.replace("_", " ")
-
-
-def share(value: float) -> str:
-    """0.873 → 87.3 %, with a space that does not break."""
-    return f"{100 * value:.1f}\u00a0%" if math.isfinite(value) else NOT_MEASURED
-
-
-def number(value: float) -> str:
-    """0.8734 → 0.873."""
-    return f"{value:.3f}" if math.isfinite(value) else NOT_MEASURED
-
-
-def interval(bounds: tuple[float, float]) -> str:
-    """(0.771, 0.934) → 77.1 to 93.4 %."""
-    low, high = bounds
-    return f"{100 * low:.1f} to {share(high)}" if math.isfinite(low + high) else NOT_MEASURED
-
-
-def duration(seconds: float) -> str:
-    """12.34 → 12.3 s; 754 → 12 min 34 s; 3725 → 1 h 2 min."""
-    if not math.isfinite(seconds):
-        return NOT_MEASURED
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 1:
-        return f"{seconds:.1f} s"
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def setting(value: Setting) -> str:
-    """A setting as YAML would show it, floats short."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-# --- learning curves ---------------------------------------------------------------------------------------
-
-INK, ACCENT = "#010203", "#010204"
-THEMED = {INK: "currentColor", ACCENT: "var(--accent)"}
-"""Colours that stand in while drawing, and what the theme of the page then makes of them."""
-
-
-@dataclass(frozen=True)
-class Stroke:
-    """How a line looks: width and dash (on, off, ...) in points."""
-
-    colour: str
-    width: float = 1.5
-    dash: tuple[float, ...] = ()
-    opacity: float = 1.0
-
-    @property
-    def css(self) -> str:
-        dash = " ".join(map(str, self.dash)) or "none"
-        colour = THEMED.get(self.colour, self.colour)
-        return f"stroke:{colour};stroke-width:{self.width};stroke-dasharray:{dash};opacity:{self.opacity}"
-
-
-BEST, TRAINING, OTHER = Stroke(ACCENT, 2.8), Stroke(ACCENT, dash=(2, 2)), Stroke(INK, 0.8, opacity=0.3)
-# Okabe and Ito (2008): of their hues, those with a contrast of 3 or more on white and on near-black.
-RIVALS = (
-    Stroke("#d55e00"),
-    Stroke("#009e73", dash=(8, 2)),
-    Stroke("#cc79a7", dash=(4, 2)),
-    Stroke(INK, 1.1, dash=(6, 2, 1, 2)),
-)
-Line = tuple[Stroke, list[int], list[float]]
-"""A stroke, its epochs and its values."""
-
-
-@dataclass(frozen=True)
-class Chart:
-    """An inline SVG and the sentence that says in numbers what it shows."""
-
-    title: str
-    finding: str
-    svg: Markup
-
-
-def strokes(n: int) -> list[Stroke]:
-    """For `n` trials: the first stands out, the next few have a colour each, the rest are background."""
-    return [BEST, *RIVALS, *[OTHER] * n][:n]
-
-
-def legend(curves: Sequence[TrialResult]) -> list[tuple[str, Stroke]]:
-    """A label for each kind of line."""
-    named = [(t.trial_id, s) for t, s in zip(curves, strokes(len(curves)), strict=True) if s is not OTHER]
-    if named:
-        named.insert(1, (f"{named[0][0]}, training", TRAINING))
-    rest = len(curves) + 1 - len(named)
-    return [*named, (f"{rest} more", OTHER)] if named and rest else named
-
-
-def learning_curves(curves: Sequence[TrialResult], metric: str) -> tuple[Chart, Chart]:
-    """Loss and score on the validation folds per epoch, for trials with epochs, the best one first."""
-    best, looks = curves[0], strokes(len(curves))
-    epochs = [[e.epoch for e in trial.epochs] for trial in curves]
-    losses = [[e.loss for e in trial.epochs] for trial in curves]
-    scores = [[e.score for e in trial.epochs] for trial in curves]
-    training: Line = (TRAINING, epochs[0], [e.train_loss for e in best.epochs])
-    low = min(best.epochs, key=lambda e: e.loss if math.isfinite(e.loss) else math.inf)
-    lowest = (
-        f"Trial {best.trial_id} is lowest at epoch {low.epoch} of {epochs[0][-1]}: {number(low.loss)}, "
-        f"with a training loss of {number(low.train_loss)}."
-    )
-    highest = f"Trial {best.trial_id} reaches {number(best.score)} at epoch {best.best_epoch}."
-    others = [trial.score for trial in curves[1:] if math.isfinite(trial.score)]
-    if others:
-        highest += f" The other {len(others)}: {min(others):.3f} to {max(others):.3f}."
-    loss_lines = [*zip(looks, epochs, losses, strict=True), training]
-    score_lines = [*zip(looks, epochs, scores, strict=True)]
-    return (
-        Chart("Validation loss", lowest, draw("loss", loss_lines, mark=best.best_epoch)),
-        Chart(f"Validation {words(metric)}", highest, draw("score", score_lines, mark=best.best_epoch)),
-    )
-
-
-def draw(key: str, lines: Sequence[Line], *, mark: int) -> Markup:
-    """An SVG of values over epochs, a dot on the first line at epoch `mark`; `key` makes its ids unique."""
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": key, "lines.scale_dashes": False}):
-        figure = Figure(figsize=(4.9, 3.0), layout="constrained")
-        axes = figure.add_subplot()
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.spines["bottom"].set_color(INK)
-        axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.7)
-        axes.tick_params(which="both", length=0, colors=INK)
-        axes.set_xlabel("epoch", color=INK)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-        for order, (look, epochs, values) in enumerate(lines):
-            dash, dot = (0, look.dash) if look.dash else "-", "o" if len(epochs) == 1 else ""
-            (line,) = axes.plot(epochs, values, dot, color=look.colour, alpha=look.opacity, markersize=4)
-            line.set(linestyle=dash, linewidth=look.width, zorder=10 + len(lines) - order)
-        _, epochs, values = lines[0]
-        marked = [y for x, y in zip(epochs, values, strict=True) if x == mark]
-        axes.plot([mark] * len(marked), marked, "o", color=ACCENT, zorder=99)
-        drawn = [y for _, _, values in lines for y in values if math.isfinite(y)]
-        if drawn and 0 < 20 * min(drawn) < max(drawn):  # one diverging trial must not flatten the others
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]  # inside HTML, without XML declaration and document type
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>| font-family:[^;]*;", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{key}-", svg)
-    for stand_in, themed in THEMED.items():
-        svg = svg.replace(stand_in, themed)
-    return Markup(svg)

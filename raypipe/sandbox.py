@@ -1,9 +1,10 @@
 """The killable child that decodes: whatever a file does to it, the parent gets an answer in time.
 
-`Sandbox` (in a worker) starts `python -m raypipe.sandbox` once and sends it one file after another: a
-line of JSON each way, pixels through shared memory. The child has limits on time and memory, writes no
-core dump and dies with its parent. A file is blamed only after a second, fresh child failed on it too,
-since a child killed for another reason would make an innocent file look guilty.
+`Sandbox` (in a worker) starts `python -m raypipe.sandbox` once and sends it one file after another:
+lines of JSON each way, one clip's pixels at a time through shared memory. The child has limits on time
+and memory, writes no core dump and dies with its parent. A file is blamed only after a second, fresh
+child failed at the same clip of it, since a child killed for another reason would make an innocent file
+look guilty.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import IO, Any, Self
@@ -25,7 +27,11 @@ from typing import IO, Any, Self
 import numpy as np
 
 from raypipe.containers import DecodeError, Reason
-from raypipe.decode import ClipRequest, DecodedClip, Pictures, VideoFacts, decode_clip
+from raypipe.decode import ClipRequest, ClipSpan, DecodedClip, FailedClip, decode_clips
+from raypipe.frames import Pictures, VideoFacts
+
+GO_ON: dict[str, Any] = {}
+"""What the parent tells the child between two clips of a file."""
 
 LAST_WORDS_BYTES = 2000
 """How much of what the codec printed before it died is kept."""
@@ -36,6 +42,7 @@ class Limits:
     """What a file may cost before it is given up."""
 
     timeout_s: float
+    """For one clip: the whole video, or one window of it."""
     max_memory_mb: int
 
 
@@ -67,44 +74,87 @@ class Sandbox:
         self._pixels.close()
         self._shared = self._shared[:0].copy()  # unmaps it
 
-    def decode(self, path: str) -> DecodedClip:
-        """The clip of the file at `path`. Raises DecodeError within twice the time limit."""
-        try:
-            return self._ask(path)
-        except _ChildLost:
-            pass
-        try:
-            return self._ask(path)
-        except _ChildLost as lost:
-            raise DecodeError(lost.reason, lost.message) from None
+    def decode(self, path: str, *, first: int = 0) -> Iterator[DecodedClip | FailedClip]:
+        """The clips of the file at `path` from number `first` on, each within twice the time limit, the last
+        one marked.
+
+        Where the file cannot be read on, one FailedClip stands for the rest of it. Raises DecodeError
+        where it gives nothing at all.
+        """
+        done, lost_at = first, first - 1  # clips so far; the clip at which a child was lost before
+        end_s = duration_s = 0.0
+        while True:
+            try:
+                for clip in self._ask(path, first=done):
+                    yield clip
+                    done, end_s = done + 1, clip.span.end_s
+                    if isinstance(clip, DecodedClip):
+                        duration_s = clip.facts.duration_s
+                return
+            except _ChildLost as lost:
+                if done > lost_at:
+                    lost_at = done
+                    continue
+                error = DecodeError(lost.reason, lost.message)
+            except DecodeError as refused:
+                error = refused
+            break
+        if done == first:
+            raise error
+        yield FailedClip(ClipSpan(done, True, end_s, duration_s), error.reason, str(error))
 
     def cpu_s(self) -> float:
         """CPU seconds that this sandbox's children have used so far."""
         return self._cpu_s
 
-    def _ask(self, path: str) -> DecodedClip:
-        child = self._child or self._start()
-        assert child.stdin and child.stdout
-        line = json.dumps({"path": os.fsencode(path).hex()}).encode() + b"\n"
+    def _ask(self, path: str, *, first: int) -> Iterator[DecodedClip | FailedClip]:
+        """The file's clips from number `first` on, by the child that is there or a fresh one."""
+        self._tell({"path": os.fsencode(path).hex(), "first": first})
+        finished = False
         try:
-            child.stdin.write(line)
-            child.stdin.flush()
-        except BrokenPipeError:
-            raise self._lost("crash") from None
-        ready, _, _ = select.select([child.stdout], [], [], self._limits.timeout_s)
-        if not ready:
-            raise self._lost("timeout")
-        answer = child.stdout.readline()
-        if not answer.endswith(b"\n"):
-            raise self._lost("crash")
-        reply = json.loads(answer)
-        self._cpu_s += reply.pop("cpu_s")
-        if "reason" in reply:
+            while not finished:
+                reply = self._hear()
+                finished = reply["span"] is None or reply["span"]["is_last"]
+                yield self._clip(reply)
+                if not finished:
+                    self._tell(GO_ON)
+        finally:
+            if not finished:  # nobody wants the rest
+                self._kill()
+
+    def _clip(self, reply: dict[str, Any]) -> DecodedClip | FailedClip:
+        """The clip that a reply describes. Raises DecodeError where it says that there is none."""
+        if reply["span"] is None:
             if reply["reason"] == "out_of_memory":
                 self._kill()  # what it allocated so far may stay with it
             raise DecodeError(reply["reason"], reply["message"])
+        span = ClipSpan(**reply.pop("span"))
+        if "reason" in reply:
+            return FailedClip(span, **reply)
         facts = VideoFacts(**reply.pop("facts"))
-        return DecodedClip(pictures=self._shared.copy(), facts=facts, **reply)
+        return DecodedClip(span=span, pictures=self._shared.copy(), facts=facts, **reply)
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        child = self._child or self._start()
+        assert child.stdin
+        try:
+            child.stdin.write(json.dumps(message).encode() + b"\n")
+            child.stdin.flush()
+        except BrokenPipeError:
+            raise self._lost("crash") from None
+
+    def _hear(self) -> dict[str, Any]:
+        child = self._child
+        assert child and child.stdout
+        ready, _, _ = select.select([child.stdout], [], [], self._limits.timeout_s)
+        if not ready:
+            raise self._lost("timeout")
+        line = child.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise self._lost("crash")
+        reply: dict[str, Any] = json.loads(line)
+        self._cpu_s += reply.pop("cpu_s")
+        return reply
 
     def _start(self) -> subprocess.Popen[bytes]:
         settings = {
@@ -180,38 +230,40 @@ class _ChildLost(Exception):
 
 
 def _child_main(settings: dict[str, Any]) -> None:
-    """Answers one line of JSON per line of JSON until its standard input ends."""
+    """Answers requests for a file's clips, a line of JSON each, until its standard input ends."""
     # Codecs print to standard output, which would break the protocol: only `answers` keeps it.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     _confine(settings["max_memory_mb"], settings["parent"])
     request = ClipRequest(**settings["request"])
     shared = map_pictures(settings["pixels"], request)
-    for line in sys.stdin.buffer:
-        path = os.fsdecode(bytes.fromhex(json.loads(line)["path"]))
-        before_s = time.process_time()
-        answer = _answer(path, request, shared) | {"cpu_s": time.process_time() - before_s}
-        answers.write(json.dumps(answer).encode() + b"\n")
-        answers.flush()
+    requests = iter(sys.stdin.buffer.readline, b"")
+    for line in requests:
+        asked = json.loads(line)
+        path, spent_s = os.fsdecode(bytes.fromhex(asked["path"])), time.process_time()
+        for reply in _replies(path, request, asked["first"], shared):
+            now_s = time.process_time()
+            answers.write(json.dumps(reply | {"cpu_s": now_s - spent_s}).encode() + b"\n")
+            answers.flush()
+            spent_s = now_s
+            if reply["span"] and not reply["span"]["is_last"]:
+                next(requests)  # the parent has taken the pictures
 
 
-def _answer(path: str, request: ClipRequest, shared: Pictures) -> dict[str, Any]:
+def _replies(path: str, request: ClipRequest, first: int, shared: Pictures) -> Iterator[dict[str, Any]]:
+    """What the child says of a file: a reply per clip, or one with the reason why there are none."""
     try:
-        clip = decode_clip(path, request)
+        for clip in decode_clips(path, request, first=first, out=shared):
+            reply = {name: getattr(clip, name) for name in clip.__dataclass_fields__ if name != "pictures"}
+            if isinstance(clip, DecodedClip):
+                reply["facts"] = asdict(clip.facts)
+            yield reply | {"span": asdict(clip.span)}
     except DecodeError as error:
-        return {"reason": error.reason, "message": str(error)}
+        yield {"span": None, "reason": error.reason, "message": str(error)}
     except MemoryError:
-        return {"reason": "out_of_memory", "message": "the memory limit was reached"}
+        yield {"span": None, "reason": "out_of_memory", "message": "the memory limit was reached"}
     except Exception as error:  # the process boundary: PyAV raises far more than its own errors
-        return {"reason": "damaged", "message": f"{type(error).__name__}: {error}"}
-    shared[:] = clip.pictures
-    return {
-        "frame_pts_s": clip.frame_pts_s,
-        "frame_ok": clip.frame_ok,
-        "facts": asdict(clip.facts),
-        "content_digest": clip.content_digest,
-        "message": clip.message,
-    }
+        yield {"span": None, "reason": "damaged", "message": f"{type(error).__name__}: {error}"}
 
 
 PR_SET_PDEATHSIG = 1

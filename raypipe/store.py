@@ -5,18 +5,24 @@
     .staging/                shards that workers wrote and the driver has not committed; readers skip it
     .lock                    held by the one run that may write
 
-Workers stage shards, one process (the driver) commits them by renaming. So a reader of part-*.parquet
-never sees half a file, and a video that Ray computed twice, after a node died, is committed once.
+Workers stage shards, one process (the driver) commits them by renaming, one rename for all rows of a
+video (`Commits`). In a bucket a copy of the whole object, put in its place, stands for the rename. So a
+reader that opens each part-*.parquet once, whenever it looks, sees each video whole and once: also where
+Ray computed it twice, where it replaces old rows, and where small shards grow into larger ones.
 """
 
-import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import tempfile
+import uuid
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,9 +33,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raypipe.errors import UserError
+from raypipe.lease import only_writer
+from raypipe.storage import Place, RemotePath, place
 from raypipe.videos import Video
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Outcome = Literal["ok", "partial", "failed"]
 
@@ -63,7 +71,12 @@ ROW_SCHEMA = pa.schema(
 )
 """Every column of a row but `features`, whose shape is the FeatureSpec's."""
 
-INDEX_COLUMNS = ["video_id", "size_bytes", "modified_s", "label", "group", "split", "outcome", "reason"]
+INDEX_COLUMNS = ["video_id", "size_bytes", "modified_s", "label", "group", "split", "outcome"]
+
+
+ADDED_LATER: Mapping[str, Any] = {"policy": "uniform", "sample_fps": None}
+"""Fields of a FeatureSpec that older stores and models do not name, with what they were made with. With these
+values a fingerprint is the old one."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,9 @@ class FeatureSpec:
     frame_size: int
     view: str
     motion_gap_s: float
+    window_s: float | None
+    """Seconds a clip; None: the whole video is one."""
+    stride_s: float | None
     min_frames: int
     backbone: str
     weights_digest: str
@@ -83,11 +99,26 @@ class FeatureSpec:
     """D, length of a feature vector."""
     dtype: str = "float16"
     schema_version: int = SCHEMA_VERSION
+    policy: str = "uniform"
+    """Which frames are sampled."""
+    sample_fps: float | None = None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "FeatureSpec":
+        """What a file says; one of before the fields in ADDED_LATER holds what was done then.
+
+        Raises KeyError with the name of a field that is missing.
+        """
+        known = {**ADDED_LATER, **content}
+        return cls(**{field.name: known[field.name] for field in fields(cls)})
 
     @property
     def fingerprint(self) -> str:
         """16 hex digits that a model keeps to recognise the features it was trained on."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        said = {
+            name: value for name, value in asdict(self).items() if (name, value) not in ADDED_LATER.items()
+        }
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def features_type(self) -> pa.DataType:
@@ -102,37 +133,70 @@ class FeatureSpec:
 class Plan:
     """What a run has to do for a listing, given what the store holds."""
 
-    todo: list[Video]
-    done: int
-    stale: frozenset[str]
-    """Ids whose rows are replaced: the file changed, or it failed and is tried again."""
+    new: list[Video]
+    replaced: list[Video]
+    """Videos with rows that new ones take the place of: the file changed, or it failed and is tried again."""
     relabelled: dict[str, Video]
     """Videos already extracted whose label, group or split is another one now."""
+    done: int
+
+    @property
+    def todo(self) -> list[Video]:
+        return self.new + self.replaced
 
 
-def plan_run(videos: list[Video], index: pa.Table, *, retry_failed: bool) -> Plan:
-    """The listing's videos less those the store holds unchanged; pure."""
-    known = {row["video_id"]: row for row in index.to_pylist()}
-    todo, stale, relabelled = [], set(), {}
-    for video in videos:
-        row = known.get(video.video_id)
-        if row is None:
-            todo.append(video)
-            continue
-        changed = (row["size_bytes"], row["modified_s"]) != (video.size_bytes, video.modified_s)
-        if changed or (retry_failed and row["outcome"] == "failed"):
-            todo.append(video)
-            stale.add(video.video_id)
-        elif (row["label"], row["group"], row["split"]) != (video.label, video.group, video.split):
-            relabelled[video.video_id] = video
-    return Plan(todo, len(videos) - len(todo), frozenset(stale), relabelled)
+def plan_run(videos: list[Video], index: Iterable[pa.Table], *, retry_failed: bool) -> Plan:
+    """The listing's videos less those the store holds unchanged; pure. `index` has INDEX_COLUMNS."""
+    places = {video.video_id: place for place, video in enumerate(videos)}
+    standing = np.full(len(videos), _NEW, np.int8)
+    for video_id, *row in rows_of(table.select(INDEX_COLUMNS) for table in index):
+        if (place := places.get(video_id)) is not None:
+            now = _standing(videos[place], *row, retry_failed=retry_failed)
+            standing[place] = max(standing[place], now)
+    relabelled = compress(videos, standing == _RELABELLED)
+    return Plan(
+        new=list(compress(videos, standing == _NEW)),
+        replaced=list(compress(videos, standing == _REPLACED)),
+        relabelled={video.video_id: video for video in relabelled},
+        done=int(np.isin(standing, [_DONE, _RELABELLED]).sum()),
+    )
+
+
+_NEW, _DONE, _RELABELLED, _REPLACED = range(4)
+"""How a listed video stands to a row of it. Of several rows the greatest counts."""
+
+
+def _standing(
+    video: Video,
+    size_bytes: int | None,
+    modified_s: float | None,
+    label: str | None,
+    group: str | None,
+    split: str | None,
+    outcome: Outcome,
+    *,
+    retry_failed: bool,
+) -> int:
+    if (size_bytes, modified_s) != (video.size_bytes, video.modified_s):
+        return _REPLACED
+    if retry_failed and outcome == "failed":
+        return _REPLACED
+    return _DONE if (label, group, split) == (video.label, video.group, video.split) else _RELABELLED
+
+
+def rows_of(tables: Iterable[pa.Table]) -> Iterator[tuple[Any, ...]]:
+    """The rows, one after another. Only a table's are Python objects at once."""
+    for table in tables:
+        for batch in table.to_batches(max_chunksize=ROW_GROUP_ROWS):
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 class FeatureStore:
     """A folder of shards. Reading needs no lock; writing happens inside `writing()`."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).absolute()
+    def __init__(self, path: str | Place) -> None:
+        self.path = place(path, flag="feature store")
+        self._check_held: Callable[[], None] = lambda: None
 
     # --- reading ------------------------------------------------------------------------------------
 
@@ -151,33 +215,55 @@ class FeatureStore:
             ) from None
         except (OSError, ValueError) as error:
             raise UserError(f"{file}: cannot be read: {error}") from None
-        names = [field.name for field in fields(FeatureSpec)]
-        whole = isinstance(content, dict) and all(name in content for name in names)
-        if not whole or content["schema_version"] != SCHEMA_VERSION:
+        try:
+            spec = FeatureSpec.from_json(content)
+        except (KeyError, TypeError):
+            spec = None
+        if spec is None or spec.schema_version != SCHEMA_VERSION:
             raise UserError(
                 f"{file}: is not of schema_version {SCHEMA_VERSION}, which this version of raypipe reads; "
                 "extract the features again, into another folder"
             )
-        return FeatureSpec(**{name: content[name] for name in names})
+        return spec
 
-    def shards(self) -> list[Path]:
+    def summary(self) -> dict[str, Any]:
+        """What the last extraction said of itself; empty where none has ended."""
+        try:
+            content = json.loads((self.path / "summary.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def shards(self) -> list[Place]:
         return sorted(self.path.glob("part-*.parquet"))
 
-    def read(self, columns: list[str]) -> pa.Table:
-        """These columns of every row, sorted by video and clip, so that order never depends on timing.
+    def read(self, columns: list[str], *, shards: Sequence[Place] | None = None) -> pa.Table:
+        """These columns of every row, or of those in `shards`, sorted by video and clip, so that order never
+        depends on timing.
 
         Raises UserError naming a shard that something else has damaged.
         """
-        wanted = list(dict.fromkeys([*columns, "video_id", "clip_index"]))
-        schema = pa.schema([field for field in self._schema() if field.name in wanted])
-        tables = [_read_shard(shard, wanted, schema) for shard in self.shards()]
-        table = pa.concat_tables(tables) if tables else schema.empty_table()
-        order = pc.sort_indices(table, sort_keys=[("video_id", "ascending"), ("clip_index", "ascending")])
-        return table.take(order).select(columns)
+        wanted = _with_order(columns)
+        schema = self._schema_of(wanted)
+        tables = [_read_shard(s, wanted, schema) for s in (self.shards() if shards is None else shards)]
+        return _in_order(pa.concat_tables(tables) if tables else schema.empty_table()).select(columns)
 
-    def index(self) -> pa.Table:
-        """INDEX_COLUMNS of every video."""
-        return self.read(INDEX_COLUMNS) if self.exists() else _index_schema().empty_table()
+    def by_shard(self, columns: list[str]) -> Iterator[pa.Table]:
+        """What `read` gives, a shard at a time, in the memory of one; each video is whole in one of them.
+        Nothing where there is no store."""
+        if not self.exists():
+            return
+        wanted = _with_order(columns)
+        schema = self._schema_of(wanted)
+        for shard in self.shards():
+            yield _in_order(_read_shard(shard, wanted, schema)).select(columns)
+
+    def index(self) -> Iterator[pa.Table]:
+        """INDEX_COLUMNS of every clip, a shard at a time."""
+        return self.by_shard(INDEX_COLUMNS)
+
+    def _schema_of(self, columns: Collection[str]) -> pa.Schema:
+        return pa.schema([field for field in self._schema() if field.name in columns])
 
     def _schema(self) -> pa.Schema:
         return self.spec().shard_schema
@@ -186,25 +272,19 @@ class FeatureStore:
 
     @contextmanager
     def writing(self, spec: FeatureSpec) -> Iterator[None]:
-        """Holds the store for one writer. Raises UserError if another writes, or another spec's rows are
-        there."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until the run ends
-        except OSError as error:
-            raise UserError(f"--output {self.path}: cannot be written: {error.strerror}") from None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"--output {self.path}: another run is writing there; wait for it") from None
+        """Holds the store for one writer. Raises UserError if another writes, if nobody may, or if another
+        spec's rows are there."""
+        refuse = "another run is writing there; wait for it"
+        with only_writer(self.path, named=f"--output {self.path}", refuse=refuse) as self._check_held:
             self._agree(spec)
-            shutil.rmtree(self.staging, ignore_errors=True)  # of a run that was killed
-            self.staging.mkdir()
+            _remove_folder(self.staging)  # of a run that was killed
+            self.staging.mkdir(exist_ok=True)
+            for torn in self.path.glob(".*.json.*"):  # `write_atomically` of one
+                torn.unlink()
             try:
                 yield
             finally:
-                shutil.rmtree(self.staging, ignore_errors=True)
+                _remove_folder(self.staging)
 
     def _agree(self, spec: FeatureSpec) -> None:
         if not self.exists():
@@ -225,30 +305,8 @@ class FeatureStore:
             )
 
     @property
-    def staging(self) -> Path:
+    def staging(self) -> Place:
         return self.path / ".staging"
-
-    def commit(self, staged: str, *, already: set[str]) -> list[str]:
-        """Makes a staged shard visible, without the videos in `already`; returns the ids it added."""
-        source = self.staging / staged
-        ids: list[str] = pq.read_table(source, columns=["video_id"])["video_id"].to_pylist()
-        twice = already.intersection(ids)
-        if twice:
-            table = pq.read_table(source, schema=self._schema())
-            table = table.filter(pc.invert(pc.is_in(table["video_id"], pa.array(sorted(twice)))))
-            source.unlink()
-            if table.num_rows == 0:
-                return []
-            staged = stage_shard(table, self.staging)
-        os.replace(self.staging / staged, self.path / staged)
-        _sync_folder(self.path)
-        return [video_id for video_id in ids if video_id not in twice]
-
-    def drop(self, video_ids: frozenset[str]) -> None:
-        """Removes the rows of these videos, one shard after the other, each at once."""
-        if video_ids:
-            gone = pa.array(sorted(video_ids))
-            self._rewrite(gone, lambda table: table.filter(pc.invert(pc.is_in(table["video_id"], gone))))
 
     def relabel(self, videos: Mapping[str, Video]) -> None:
         """Gives the rows of these videos their new label, group and split."""
@@ -267,39 +325,299 @@ class FeatureStore:
                 table = table.set_column(position, table.schema.field(column), pa.array(values, pa.string()))
             return table
 
-        self._rewrite(pa.array(sorted(videos)), renew)
-
-    def _rewrite(self, video_ids: pa.Array, change: Any) -> None:
+        ids = pa.array(sorted(videos))
         for shard in self.shards():
-            ids = pq.read_table(shard, columns=["video_id"])["video_id"]
-            if not pc.any(pc.is_in(ids, video_ids)).as_py():
-                continue
-            table = change(pq.read_table(shard, schema=self._schema()))
-            if table.num_rows:
-                # In place: under a new name a reader could see both files, or neither.
-                os.replace(self.staging / stage_shard(table, self.staging), shard)
+            stored = _table(shard, columns=["video_id"])["video_id"]
+            if pc.any(pc.is_in(stored, ids)).as_py():
+                self.replace(shard, [renew(self.rows_without(shard, ()))])
+
+    def homes(self, video_ids: Collection[str]) -> dict[str, Place]:
+        """The shard of each of these videos that has rows."""
+        wanted = set(video_ids)
+        return {
+            video_id: shard
+            for shard in (self.shards() if wanted else [])
+            for video_id in _table(shard, columns=["video_id"])["video_id"].to_pylist()
+            if video_id in wanted
+        }
+
+    def smallest_shard(self) -> Place | None:
+        """Where new rows have the most room. In a bucket none: whoever reads a shard in several requests
+        would get parts of two, so there a shard changes only where its rows do."""
+        if isinstance(self.path, RemotePath):
+            return None
+        return min(self.shards(), key=row_count, default=None)
+
+    def read_staged(self, staged: str) -> pa.Table:
+        """All rows of a shard that is not visible yet."""
+        return _table(self.staging / staged, schema=self._schema())
+
+    def rows_without(self, shard: Place, video_ids: Collection[str]) -> pa.Table:
+        """The rows of a visible shard but those of these videos."""
+        table = _table(shard, schema=self._schema())
+        gone = pc.is_in(table["video_id"], pa.array(list(video_ids), pa.string()))
+        return table.filter(pc.invert(gone))
+
+    def publish_staged(self, staged: str) -> Place:
+        """Makes a staged shard visible as it is."""
+        path, source = self.path / staged, self.staging / staged
+        self._check_held()
+        if isinstance(source, RemotePath) and isinstance(path, RemotePath):
+            source.copy_to(path)  # what is staged goes when the run ends
+        else:
+            os.replace(str(source), str(path))
+            _sync_folder(self.path)
+        return path
+
+    def publish(self, rows: Iterable[pa.Table]) -> Place:
+        """Makes a new shard of these rows visible."""
+        with _written(rows, self.staging) as file:
+            path = self.path / _name(file)
+            self._put(file, path)
+        return path
+
+    def replace(self, shard: Place, rows: Iterable[pa.Table]) -> None:
+        """Gives a visible shard other rows, at once. Its name stays, or a reader could miss both; so it says
+        what the shard held at first."""
+        with _written(rows, self.staging) as file:
+            self._put(file, shard)
+
+    def _put(self, file: Path, target: Place) -> None:
+        self._check_held()
+        put_file(file, target)
+        _sync_folder(self.path)
+
+
+class Commits:
+    """Makes staged rows visible: a video when all its clips are there, once, in place of its old rows.
+
+    New rows join the last shard as long as it has room, so that many small runs leave few shards.
+    """
+
+    def __init__(
+        self, store: FeatureStore, *, shard_rows: int = 64, replaced: Collection[str] = frozenset()
+    ) -> None:
+        self._store, self._shard_rows = store, shard_rows
+        self._homes = store.homes(replaced)
+        self._places: dict[str, dict[int, _Place]] = {}  # of the clips whose video is not whole yet
+        self._counts: dict[str, int] = {}
+        self._taken: set[str] = set()
+        self._left = Counter[str]()  # rows of a staged shard that are still to be committed
+        self._room = store.smallest_shard()
+        self.done: set[str] = set()
+        """Ids of the videos made visible."""
+
+    def add(self, staged: str, clip_counts: Mapping[str, int]) -> list[str]:
+        """Takes a staged shard; returns the ids of the videos that became visible.
+
+        `clip_counts` has the number of clips of each video whose last clip is in this shard.
+        """
+        self._left.setdefault(staged, 0)
+        whole = [] if staged in self._taken else self._take(staged, clip_counts)
+        by_home: dict[Place | None, list[str]] = {}
+        for video_id in whole:
+            by_home.setdefault(self._homes.get(video_id), []).append(video_id)
+        for home, videos in by_home.items():
+            if home:
+                self._store.replace(home, chain([self._store.rows_without(home, videos)], self._rows(videos)))
             else:
-                shard.unlink()
+                self._append(videos)
+        self._forget(whole)
+        return whole
+
+    def _take(self, staged: str, clip_counts: Mapping[str, int]) -> list[str]:
+        """Notes which rows of a staged shard are to be committed; returns the videos that are whole now."""
+        self._taken.add(staged)
+        self._counts |= clip_counts
+        table = _table(self._store.staging / staged, columns=["video_id", "clip_index"])
+        ids, indices = table["video_id"].to_pylist(), table["clip_index"].to_pylist()
+        for row, (video_id, index) in enumerate(zip(ids, indices, strict=True)):
+            if video_id in self.done:  # Ray computed it twice
+                continue
+            places = self._places.setdefault(video_id, {})
+            # A clip that came before stays, but for the one that ends the video: where it ended earlier
+            # this time, in a failure, that is what there is to know of it.
+            if index not in places or index == clip_counts.get(video_id, 0) - 1:
+                if index in places:
+                    self._left[places[index].staged] -= 1
+                places[index] = _Place(staged, row)
+                self._left[staged] += 1
+        return [v for v in dict.fromkeys(ids) if v not in self.done and self._is_whole(v)]
+
+    def _is_whole(self, video_id: str) -> bool:
+        count = self._counts.get(video_id)
+        return count is not None and self._places[video_id].keys() >= set(range(count))
+
+    def _append(self, videos: list[str]) -> None:
+        """Makes new videos visible."""
+        added = sum(self._counts[video_id] for video_id in videos)
+        if self._room and row_count(self._room) + added <= self._shard_rows:
+            before = self._store.rows_without(self._room, ())
+            self._store.replace(self._room, chain([before], self._rows(videos)))
+            return
+        entire = self._shard_of_only(videos)
+        path = self._store.publish_staged(entire) if entire else self._store.publish(self._rows(videos))
+        if added < self._shard_rows and isinstance(path, Path):
+            self._room = path
+
+    def _shard_of_only(self, videos: list[str]) -> str | None:
+        """The staged shard that holds all rows of these videos and no others, where there is one.
+
+        It is the usual case, and spares the driver to write what a worker has written.
+        """
+        places = [place for video_id in videos for place in self._places[video_id].values()]
+        shards = {place.staged for place in places}
+        staged = shards.pop()
+        whole = not shards and row_count(self._store.staging / staged) == len(places)
+        return staged if whole else None
+
+    def _rows(self, videos: list[str]) -> Iterator[pa.Table]:
+        """All rows of these videos, a table per staged shard."""
+        by_shard: dict[str, list[int]] = {}
+        for video_id in videos:
+            for index in range(self._counts[video_id]):
+                place = self._places[video_id][index]
+                by_shard.setdefault(place.staged, []).append(place.row)
+        for staged, rows in by_shard.items():
+            yield self._store.read_staged(staged).take(sorted(rows))
+
+    def _forget(self, videos: list[str]) -> None:
+        """Notes that they are visible, and removes the staged shards of which nothing else is needed."""
+        for video_id in videos:
+            self._left.subtract(place.staged for place in self._places.pop(video_id).values())
+        self.done.update(videos)
+        for staged in [staged for staged, rows in self._left.items() if rows == 0]:
+            (self._store.staging / staged).unlink(missing_ok=True)
+            del self._left[staged]
 
 
-def _read_shard(shard: Path, columns: list[str], schema: pa.Schema) -> pa.Table:
+@dataclass(frozen=True)
+class _Place:
+    """Where a staged row is."""
+
+    staged: str
+    row: int
+
+
+def row_count(shard: Place) -> int:
+    with _opened(shard) as source:
+        return int(pq.read_metadata(source).num_rows)
+
+
+@contextmanager
+def _opened(shard: Place) -> Iterator[Any]:
+    """What pyarrow reads a shard from."""
+    if isinstance(shard, RemotePath):
+        with shard.open() as file:
+            yield file
+    else:
+        yield shard
+
+
+CHANGES_BORNE = 5
+
+
+def _table(
+    shard: Place, *, columns: Sequence[str] | None = None, schema: pa.Schema | None = None
+) -> pa.Table:
+    """The rows of one version of the shard: in a bucket reading takes several requests, between which the
+    object may be replaced."""
+    for _ in range(CHANGES_BORNE):
+        before = shard.stat() if isinstance(shard, RemotePath) else None
+        try:
+            with _opened(shard) as source:
+                table = _rows_of(source, columns, schema)
+        except (pa.ArrowInvalid, OSError):
+            if before is None or shard.stat() == before:
+                raise
+            continue
+        if before is None or shard.stat() == before:
+            return table
+    raise OSError("it is being replaced again and again")
+
+
+def _rows_of(source: Any, columns: Sequence[str] | None, schema: pa.Schema | None) -> pa.Table:
+    """What `pyarrow.parquet.read_table` gives, which loads pandas first: half of what a re-run took."""
+    with pq.ParquetFile(source) as file:
+        names = columns or (schema or file.schema_arrow).names
+        if missing := set(names) - set(file.schema_arrow.names):
+            raise pa.ArrowInvalid(f"it has no column {min(missing)}")
+        table = file.read(names).select(names)
+    wanted = schema and pa.schema([schema.field(name) for name in names])
+    return table if wanted is None or wanted == table.schema else table.cast(wanted)
+
+
+def _read_shard(shard: Place, columns: list[str], schema: pa.Schema) -> pa.Table:
     try:
-        return pq.read_table(shard, columns=columns, schema=schema)
+        return _table(shard, columns=columns, schema=schema)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
-            f"{shard}: cannot be read: {' '.join(str(error).split())}; "
+            f"{shard}: cannot be read: {_words(error)}; "
             "delete it and run raypipe.extract again, which makes its rows anew"
         ) from None
 
 
-def stage_shard(table: pa.Table, staging: str | Path) -> str:
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+ROW_GROUP_ROWS = 1024
+
+
+def stage_shard(tables: pa.Table | Iterable[pa.Table], staging: str | Place) -> str:
     """Writes a shard completely into the staging folder; its name, from its content, is returned."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    content = sink.getvalue()
-    name = f"part-{hashlib.sha256(content).hexdigest()[:20]}.parquet"
-    write_atomically(Path(staging) / name, content)
+    folder = place(staging)
+    with _written([tables] if isinstance(tables, pa.Table) else tables, folder) as file:
+        name = _name(file)
+        put_file(file, folder / name)
     return name
+
+
+def put_file(file: Path, target: Place) -> None:
+    """Gives a whole local file, on the target's own disk if that is local, the target's name or place."""
+    if isinstance(target, RemotePath):
+        target.put_file(file)
+    else:
+        os.replace(file, target)
+
+
+@contextmanager
+def _written(tables: Iterable[pa.Table], folder: Place) -> Iterator[Path]:
+    """A file of these rows, on disk and complete, under a name of its own until the caller renames it: in
+    the folder, or for one in a bucket in this machine's temporary one.
+
+    Of many tables only as many rows as a row group has are in memory at once.
+    """
+    pieces = _row_groups(tables)
+    path = (folder if isinstance(folder, Path) else Path(tempfile.gettempdir())) / f".{uuid.uuid4().hex}"
+    try:
+        with open(path, "wb") as file:
+            first = next(pieces)
+            with pq.ParquetWriter(file, first.schema, compression="zstd") as writer:
+                for piece in chain([first], pieces):
+                    writer.write_table(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _name(path: Path) -> str:
+    """What a shard is called, from its content."""
+    with path.open("rb") as file:
+        return f"part-{hashlib.file_digest(file, 'sha256').hexdigest()[:20]}.parquet"
+
+
+def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        if sum(table.num_rows for table in waiting) >= ROW_GROUP_ROWS:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 def shard_table(rows: pa.Table, features: list[bytes | None], spec: FeatureSpec) -> pa.Table:
@@ -316,21 +634,32 @@ def shard_table(rows: pa.Table, features: list[bytes | None], spec: FeatureSpec)
 
 
 def features_array(column: pa.ChunkedArray, spec: FeatureSpec) -> NDArray[np.float16]:
-    """A features column without nulls as one float16 array [N, T, D]."""
-    parts = [
-        chunk.storage.flatten().to_numpy(zero_copy_only=False).reshape(-1, spec.steps, spec.dim)
-        for chunk in column.chunks
-        if len(chunk)
-    ]
+    """A features column as one float16 array [N, T, D]; zeros where a clip has none."""
+    parts = []
+    for chunk in column.chunks:
+        values = chunk.storage.flatten().to_numpy(zero_copy_only=False).reshape(-1, spec.steps, spec.dim)
+        if chunk.null_count:  # what flattens to nothing
+            filled = np.zeros((len(chunk), spec.steps, spec.dim), np.float16)
+            filled[pc.is_valid(chunk).to_numpy(zero_copy_only=False)] = values
+            values = filled
+        parts.append(values)
     return np.concatenate(parts) if parts else np.zeros((0, spec.steps, spec.dim), np.float16)
 
 
-def _index_schema() -> pa.Schema:
-    return pa.schema([ROW_SCHEMA.field(name) for name in INDEX_COLUMNS])
+def _with_order(columns: list[str]) -> list[str]:
+    return list(dict.fromkeys([*columns, "video_id", "clip_index"]))
 
 
-def write_atomically(path: Path, content: Any) -> None:
+def _in_order(table: pa.Table) -> pa.Table:
+    order = pc.sort_indices(table, sort_keys=[("video_id", "ascending"), ("clip_index", "ascending")])
+    return table.take(order)
+
+
+def write_atomically(path: Place, content: Any) -> None:
     """The content under its name, complete or not at all, even if the machine stops now."""
+    if isinstance(path, RemotePath):
+        path.write_bytes(content)
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
@@ -342,12 +671,34 @@ def write_atomically(path: Path, content: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: object) -> None:
+def write_json(path: Place, content: object) -> None:
     """`content` as indented JSON, written like `write_atomically`."""
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _sync_folder(path: Path) -> None:
+def write_array(path: Place, array: NDArray[Any]) -> None:
+    """An array as .npy, written like `write_atomically`."""
+    content = io.BytesIO()
+    np.save(content, array)
+    write_atomically(path, content.getbuffer())
+
+
+def read_array(path: Place) -> NDArray[Any]:
+    """What `write_array` wrote."""
+    array: NDArray[Any] = np.load(io.BytesIO(path.read_bytes()))
+    return array
+
+
+def _remove_folder(path: Place) -> None:
+    if isinstance(path, RemotePath):
+        path.remove_tree()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync_folder(path: Place) -> None:
+    if isinstance(path, RemotePath):
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -3,49 +3,57 @@
 All folds advance one epoch at a time, so each epoch gives a prediction for every clip of the training
 side by a model that has not seen its group. This makes the curve of a trial comparable with another's at
 every epoch, and the epoch itself can be chosen without the fold it is judged on.
+
+After each epoch the trial is written down whole: killed at any moment, it goes on from its last epoch.
 """
 
+import contextlib
+import functools
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raypipe.checkpoints import TrialState, save_models
 from raypipe.config import TrialConfig
+from raypipe.engines import Backend, Engine, State, TrainingData, open_engine
 from raypipe.splits import Splits
+from raypipe.telemetry import GpuMeter
+from raypipe.trial import (
+    ClipSet,
+    Course,
+    Epoch,
+    best_epoch,
+    class_weights,
+    epoch_order,
+    stopped,
+    validation_loss,
+)
 
 if TYPE_CHECKING:
-    from raypipe.replicas import Replicas, State
+    import keras
+
+PROFILED_EPOCH = 2
+"""The first one compiles."""
 
 
 @dataclass(frozen=True)
-class ClipSet:
-    """The clips of a feature store that can be trained on."""
+class Part:
+    """The part of a trial that is trained now, where it is not all of it (scheduler pbt)."""
 
-    video_ids: list[str]
-    features: NDArray[np.float16]
-    """[N, T, D]"""
-    labels: NDArray[np.int64]
-    """[N] class numbers."""
-    class_names: list[str]
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One epoch of a trial, over all folds. `probabilities` [N, C] are out of fold, NaN elsewhere."""
-
-    number: int
-    train_loss: float
-    fold_losses: tuple[float, ...]
-    probabilities: NDArray[np.float32]
-    wall_s: float
-
-    @property
-    def loss(self) -> float:
-        """Mean validation cross-entropy over the folds, in nats."""
-        return float(np.mean(self.fold_losses))
+    until: int
+    """Its last epoch."""
+    begun: int = 0
+    """Epochs before it."""
+    source: Path | None = None
+    """The folder that it goes on from, unless its own holds something already."""
+    earlier: tuple[tuple[int, TrialConfig], ...] = ()
+    """As in `Course`: the settings of epochs before those of the trial's own."""
 
 
 def train_trial(
@@ -56,34 +64,58 @@ def train_trial(
     gpus: int,
     replicas: int,
     seed: int,
-    on_epoch: Callable[[list[Epoch]], None],
+    folder: Path,
+    on_epoch: Callable[[list[Epoch]], bool | None],
+    backend: Backend = "tensorflow",
+    part: Part | None = None,
 ) -> list[Epoch]:
-    """Trains every fold until the mean validation loss stops falling; calls `on_epoch` after each epoch."""
-    engine, initial = _prepare(clips, config, gpus=gpus, replicas=replicas, seed=seed)
+    """Trains every fold until the mean validation loss stops falling; calls `on_epoch` after each epoch,
+    which ends the trial where it returns False.
+
+    Its files are in `folder`. A trial that was killed goes on there: `on_epoch` hears of its epochs again,
+    but not of those that its `part` began with.
+    """
+    from raypipe.history import History
+
+    part = part or Part(until=config.epochs)
+    course = Course(config, part.earlier)
+    clips = clips.seen_as(config.view)
     folds = [splits.fold(number) for number in range(splits.folds)]
-    states = [_standardized(initial, engine, clips, train) for train, _ in folds]
-    epochs: list[Epoch] = []
-    while len(epochs) < config.epochs and not stopped(epochs, config.patience):
-        started_s, number = time.monotonic(), len(epochs) + 1
-        probabilities = np.full((len(clips.labels), len(clips.class_names)), np.nan, np.float32)
-        train_losses = []
-        for fold, (train, validation) in enumerate(folds):
-            engine.restore(states[fold])
-            weights = class_weights(clips, train, config)
-            order = epoch_order(train, config.batch_size, seed=(seed, fold, number))
-            train_losses.append(engine.train_epoch(order, weights))
-            probabilities[validation] = engine.predict(validation)
-            states[fold] = engine.state()
-        epochs.append(
-            Epoch(
-                number,
-                train_loss=float(np.mean(train_losses)),
-                fold_losses=tuple(cross_entropy(clips.labels[v], probabilities[v]) for _, v in folds),
-                probabilities=probabilities,
-                wall_s=time.monotonic() - started_s,
-            )
-        )
-        on_epoch(epochs)
+    opening = functools.partial(
+        _open, clips, [train for train, _ in folds], gpus=gpus, replicas=replicas, seed=seed, backend=backend
+    )
+    settles = functools.partial(_settles, clips, splits, seed=seed, backend=backend)
+    kept = TrialState(folder, settles(course))
+    kept.take_over()
+    if part.source:
+        kept.begin_from(TrialState(part.source, settles(course.until(part.begun))))
+    states, epochs = kept.load()
+    config = course.at(len(epochs) + 1)
+    engine = opening(config)
+    if not epochs:
+        initial = engine.state()
+        states = [_standardized(initial, engine, clips, train, config) for train, _ in folds]
+    told = [on_epoch(epochs[:count]) for count in range(part.begun + 1, len(epochs) + 1)]
+    if told and told[-1] is False:
+        return epochs
+    meter = GpuMeter(gpus)
+    with History(folder, clips, splits, epochs) as history:
+        while len(epochs) < part.until and not stopped(epochs, config.patience):
+            if course.at(len(epochs) + 1) != config:
+                config = course.at(len(epochs) + 1)
+                engine = opening(config)
+            profiled = config.profile and len(epochs) + 1 == PROFILED_EPOCH
+            with engine.profile(folder) if profiled else contextlib.nullcontext():
+                epoch, states = _train_epoch(
+                    engine, clips, folds, config, states, epochs, seed=seed, meter=meter
+                )
+            kept.check_owned()
+            epochs.append(epoch)
+            history.add(epochs, _weights(engine, states) if config.histograms else {})
+            _save_models(engine, folder, config, states, epochs)
+            kept.save(states, epochs)
+            if on_epoch(epochs) is False:
+                break
     return epochs
 
 
@@ -92,49 +124,158 @@ def refit(
     positions: NDArray[np.int64],
     config: TrialConfig,
     *,
-    epochs: int,
+    losses: Sequence[float],
     gpus: int,
     replicas: int,
     seed: int,
     save_to: str,
+    backend: Backend = "tensorflow",
+    earlier: tuple[tuple[int, TrialConfig], ...] = (),
 ) -> NDArray[np.float32]:
-    """Trains on the clips at `positions` for so many epochs, saves the model; probabilities of all clips."""
-    engine, initial = _prepare(clips, config, gpus=gpus, replicas=replicas, seed=seed)
-    engine.restore(_standardized(initial, engine, clips, positions))
-    weights = class_weights(clips, positions, config)
-    for number in range(1, epochs + 1):
-        engine.train_epoch(epoch_order(positions, config.batch_size, seed=(seed, 0, number)), weights)
+    """Trains on the clips at `positions` as a trial did for as many epochs as there are `losses`, its mean
+    validation losses; saves the model and returns its probabilities of all clips."""
+    course = Course(config, earlier)
+    clips = clips.seen_as(config.view)
+    opening = functools.partial(
+        _open, clips, [positions], gpus=gpus, replicas=replicas, seed=seed, backend=backend
+    )
+    config = course.at(1)
+    engine = opening(config)
+    engine.restore(_standardized(engine.state(), engine, clips, positions, config))
+    weights = class_weights(clips.labels, positions, len(clips.class_names), config)
+    for number in range(1, len(losses) + 1):
+        if course.at(number) != config:
+            state, config = engine.state(), course.at(number)
+            engine = opening(config)
+            engine.restore(state)
+        if number > 1:
+            engine.schedule.observe(losses[number - 2])
+        order = epoch_order(positions, clips.labels, config, seed=(seed, 0, number))
+        engine.train_epoch(order, weights)
     engine.model.save(save_to)
     return engine.predict(np.arange(len(clips.labels)))
 
 
-def _prepare(
-    clips: ClipSet, config: TrialConfig, *, gpus: int, replicas: int, seed: int
-) -> tuple["Replicas", "State"]:
+# --- one epoch --------------------------------------------------------------------------------------
+
+
+def _train_epoch(
+    engine: Engine,
+    clips: ClipSet,
+    folds: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    config: TrialConfig,
+    states: Sequence[State],
+    epochs: Sequence[Epoch],
+    *,
+    seed: int,
+    meter: GpuMeter,
+) -> tuple[Epoch, list[State]]:
+    """The epoch after `epochs` of every fold, and the folds' states after it."""
     import keras
 
-    from raypipe.models import build_model
-    from raypipe.replicas import Replicas, find_devices
+    started_s, number = time.monotonic(), len(epochs) + 1
+    meter.begin()
+    classes = len(clips.class_names)
+    probabilities = np.full((len(clips.labels), classes), np.nan, np.float32)
+    train_losses, after, data_s = [], [], 0.0
+    for fold, (train, validation) in enumerate(folds):
+        engine.restore(states[fold])
+        if epochs:
+            engine.schedule.observe(epochs[-1].loss)
+        weights = class_weights(clips.labels, train, classes, config)
+        ordered_s = time.monotonic()
+        order = epoch_order(train, clips.labels, config, seed=(seed, fold, number))
+        data_s += time.monotonic() - ordered_s
+        figures = engine.train_epoch(order, weights)
+        data_s += figures.data_s
+        train_losses.append(figures.loss)
+        probabilities[validation] = engine.predict(validation)
+        after.append(engine.state())
+    rate = engine.schedule(engine.optimizer.iterations - 1)
+    epoch = Epoch(
+        number,
+        train_loss=float(np.mean(train_losses)),
+        fold_losses=tuple(validation_loss(clips.labels[v], probabilities[v]) for _, v in folds),
+        probabilities=probabilities,
+        learning_rate=float(keras.ops.convert_to_numpy(rate)),
+        wall_s=time.monotonic() - started_s,
+        data_s=data_s,
+        gpu=meter.end(),
+    )
+    return epoch, after
 
-    keras.utils.set_random_seed(seed)
-    devices = find_devices(gpus, replicas)
+
+def _save_models(
+    engine: Engine, folder: Path, config: TrialConfig, states: Sequence[State], epochs: Sequence[Epoch]
+) -> None:
+    """The folds' models, if this epoch is the best so far, or one to keep."""
+
+    def save(fold: int, path: str) -> None:
+        engine.restore(states[fold])
+        engine.model.save(path)
+
+    number = len(epochs)
+    if best_epoch(epochs) == number:
+        save_models(folder, "best", len(states), save)
+    if config.checkpoint_every and number % config.checkpoint_every == 0:
+        save_models(folder, f"epoch-{number:04}", len(states), save)
+
+
+def _weights(engine: Engine, states: Sequence[State]) -> dict[str, NDArray[np.floating]]:
+    """Every fold's trainable weights by name; a state begins with the model's variables."""
+    return {
+        f"fold-{fold + 1}/{variable.path}": value
+        for fold, state in enumerate(states)
+        for variable, value in zip(engine.model.variables, state, strict=False)
+        if variable.trainable
+    }
+
+
+# --- before the first epoch ---------------------------------------------------------------------------
+
+
+def _open(
+    clips: ClipSet,
+    parts: Sequence[NDArray[np.int64]],
+    config: TrialConfig,
+    *,
+    gpus: int,
+    replicas: int,
+    seed: int,
+    backend: Backend,
+) -> Engine:
+    """The engine to train on each of `parts`, positions of clips."""
     steps, dim = clips.features.shape[1:]
+    classes = len(clips.class_names)
 
-    def build() -> keras.Model:
-        return build_model(config, steps=steps, dim=dim, classes=len(clips.class_names))
+    def build() -> "keras.Model":
+        from raypipe.models import build_model
 
-    engine = Replicas(devices, config, build, clips.features, clips.labels)
-    return engine, engine.state()
+        return build_model(config, steps=steps, dim=dim, classes=classes)
+
+    data = TrainingData(
+        features=clips.features,
+        labels=clips.labels,
+        class_counts=np.bincount(clips.labels[functools.reduce(np.union1d, parts)], minlength=classes),
+        steps_per_epoch=max(len(epoch_order(part, clips.labels, config, seed=(0,))) for part in parts)
+        // config.batch_size,
+    )
+    return open_engine(backend, build, config, data, gpus=gpus, replicas=replicas, seed=seed)
 
 
 def _standardized(
-    initial: "State", engine: "Replicas", clips: ClipSet, positions: NDArray[np.int64]
-) -> "State":
+    initial: State, engine: Engine, clips: ClipSet, positions: NDArray[np.int64], config: TrialConfig
+) -> State:
     """The initial state with the features' statistics over the clips that train, and no others."""
-    from raypipe.models import feature_statistics
+    from raypipe.models import POOLED, feature_statistics, pooled_statistics
 
-    mean, variance = feature_statistics(clips.features[positions])
+    mean, variance = feature_statistics(clips.features, positions)
     values = {"standardize/moving_mean": mean, "standardize/moving_variance": variance}
+    if config.model in POOLED:
+        mean, variance = pooled_statistics(
+            clips.features, positions, config.inputs, mean=mean, variance=variance
+        )
+        values |= {"standardize_pooled/moving_mean": mean, "standardize_pooled/moving_variance": variance}
     paths = [variable.path for variable in engine.model.variables]
     return [
         next((value for end, value in values.items() if path.endswith(end)), weight)
@@ -142,50 +283,10 @@ def _standardized(
     ] + list(initial[len(paths) :])
 
 
-# --- arithmetic of a trial -------------------------------------------------------------------------
-
-
-def epoch_order(positions: NDArray[np.int64], batch: int, *, seed: Sequence[int]) -> NDArray[np.int64]:
-    """The clips shuffled; the last batch is filled with clips from the start of the order.
-
-    So every batch is full and divides between the replicas, and every clip is seen each epoch.
-    """
-    shuffled = np.random.default_rng(list(seed)).permutation(positions)
-    return np.resize(shuffled, -(-len(shuffled) // batch) * batch)
-
-
-def class_weights(clips: ClipSet, positions: NDArray[np.int64], config: TrialConfig) -> NDArray[np.float32]:
-    """[C], mean 1 over the clips: with `class_weights` all classes weigh the same in total."""
-    counts = np.bincount(clips.labels[positions], minlength=len(clips.class_names))
-    if not config.class_weights:
-        return np.ones(len(counts), np.float32)
-    weights: NDArray[np.float32] = (counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
-    return weights
-
-
-def cross_entropy(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> float:
-    """Mean cross-entropy in nats; a probability of zero counts as 1e-7."""
-    right = probabilities[np.arange(len(labels)), labels]
-    return float(-np.log(np.maximum(right, 1e-7)).mean())
-
-
-def best_epoch(epochs: Sequence[Epoch]) -> int:
-    """The number of the epoch with the lowest mean validation loss."""
-    return min(epochs, key=lambda epoch: epoch.loss).number
-
-
-def stopped(epochs: Sequence[Epoch], patience: int) -> bool:
-    """True when the last `patience` epochs brought no lower mean validation loss."""
-    return bool(epochs) and len(epochs) - best_epoch(epochs) >= patience
-
-
-def out_of_fold(epochs: Sequence[Epoch], splits: Splits) -> NDArray[np.float32]:
-    """Probabilities [N, C] for the training side, NaN elsewhere: each fold at the epoch that is best on
-    the *other* folds, so that no fold chooses the epoch it is judged on. One fold judges its own."""
-    chosen = np.full_like(epochs[0].probabilities, np.nan)
-    for fold in range(splits.folds):
-        others = [i for i in range(splits.folds) if i != fold] or [fold]
-        epoch = min(epochs, key=lambda e: sum(e.fold_losses[i] for i in others))
-        _, validation = splits.fold(fold)
-        chosen[validation] = epoch.probabilities[validation]
-    return chosen
+def _settles(clips: ClipSet, splits: Splits, course: Course, *, seed: int, backend: Backend) -> object:
+    """All that a trial's results depend on."""
+    content = hashlib.sha256(splits.sides.tobytes() + clips.labels.tobytes())
+    content.update("\0".join(clips.video_ids).encode(errors="surrogateescape"))
+    legs = [(last, config.model_dump(mode="json")) for last, config in course.earlier]
+    settings = [*legs, course.config.model_dump(mode="json")]
+    return [settings, content.hexdigest(), clips.view, seed, backend]

@@ -1,13 +1,23 @@
 """From feature shards to the best model: split, search, choose on validation folds, refit, test once.
 
 python -m raypipe.tune --features results/features --num-samples 5
+python -m raypipe.tune --resume results/tune
+python -m raypipe.tune --features s3://bucket/features --results s3://bucket/results
 """
 
+import contextlib
+import errno
 import itertools
+import json
 import logging
 import os
+import re
+import shutil
+import tempfile
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -16,297 +26,447 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.cluster import Claim, claim_for, connect
-from raypipe.config import (
-    Range,
-    SearchSpace,
-    TrialConfig,
-    TuneConfig,
-    load_config,
-    write_yaml,
+from raypipe.best import judge_best, measure_yardstick, sentences, write_best
+from raypipe.checkpoints import STATES, Superseded
+from raypipe.cluster import (
+    Claim,
+    Cluster,
+    claim_for,
+    connect,
+    keep_credentials_home,
+    name_process,
+    outlive_memory_monitor,
 )
-from raypipe.console import LiveLine, duration, run_command, shown_path
-from raypipe.dataset import Dataset, class_counts, load_dataset, split_dataset
+from raypipe.config import Range, TrialConfig, TuneConfig, load_config, read_yaml, write_yaml
+from raypipe.console import LiveLine, duration, resume_command, run_command, shown_path
+from raypipe.dataset import check_trial, class_counts, data_digest, load_dataset, split_dataset
+from raypipe.engines import refuse_missing
 from raypipe.errors import RunFailed, UserError
-from raypipe.evidence import evaluate_side, run_report, score, worst_misses
-from raypipe.leaderboard import Leaderboard, epoch_result, pending_trial
-from raypipe.metrics import wilson_interval
-from raypipe.report import BestResult, TrialResult, write_report
-from raypipe.splits import Splits
-from raypipe.store import FeatureStore, write_json
-from raypipe.training import ClipSet, Epoch, best_epoch, out_of_fold, refit, stopped, train_trial
+from raypipe.evidence import ended_trial, epoch_result, run_report
+from raypipe.failures import (
+    NO_FAULT_OF_A_TRIAL,
+    behind,
+    failure_of,
+    failure_of_process,
+    is_disk_full,
+    storage_words,
+)
+from raypipe.leaderboard import Leaderboard, pending_trial, read_trial, read_trials, with_epoch
+from raypipe.lease import only_writer
+from raypipe.mirror import borrowed, mirrored
+from raypipe.report import write_report
+from raypipe.results import BestResult, EpochResult, TrialResult, trial_as_json
+from raypipe.run import FAILED_FILE, Run
+from raypipe.search import warm_settings
+from raypipe.steering import RETRIES, TIME_UP, Steering, Work
+from raypipe.storage import Place, StorageError, place
+from raypipe.store import FeatureStore, read_array, write_array, write_atomically, write_json
+from raypipe.training import Part, refit, train_trial
+from raypipe.trial import Epoch, best_epoch, out_of_fold, stopped
 
 if TYPE_CHECKING:
     from ray.tune import Callback
+    from ray.tune.search import Searcher
 
 LOG = logging.getLogger("raypipe")
 
-OUT_OF_FOLD_FILE = "out_of_fold.npy"
-GRACE_EPOCHS = 15
-"""Epochs every trial gets before another can push it out."""
-REPORT_EVERY_S = 5.0
+REPORT_EVERY_S = 30.0
+"""The page is also rewritten whenever a trial ends; drawing it takes the driver about a second."""
+PLAIN_LINE_S = 30.0
+ROOM_BYTES = 64 << 20
+"""A disk with less is full."""
 
 
-def main(config: TuneConfig) -> Path:
-    """Runs the search; returns the folder of its results. Raises UserError and RunFailed."""
+def main(config: TuneConfig) -> Place:
+    """Runs the search, or goes on with one; returns the folder of its results. Raises UserError and
+    RunFailed."""
     started, started_s = datetime.now().astimezone(), time.monotonic()
+    folder, retry = None, config.retry_failed
+    if config.resume is not None:
+        config, folder = begun(config)
+    elif retry:
+        raise UserError("--retry-failed: goes with --resume results/NAME, the run whose trials failed")
     store = FeatureStore(config.features)
-    dataset = load_dataset(store)
+    dataset = load_dataset(store, zero_fill=config.zero_fill_failed)
     splits = split_dataset(dataset, config.splits, seed=config.seed, store=store)
     check_search(config)
-    folder = new_run_folder(config.name)
-    write_yaml(config, folder / "config.yaml")
-    counts = class_counts(dataset, splits)
-    for name, train, test, groups in counts:
+    for trial in config.trials():
+        check_trial(dataset.clips, trial)
+    first = warm_settings(config, earlier_trials(config.warm_start)) if config.warm_start else []
+    goes_on = folder is not None
+    folder = folder or new_run_folder(place(config.results, flag="--results"), config.name)
+    for name, train, test, groups in class_counts(dataset, splits):
         LOG.info("class %s: %d training clips, %d test clips, %d groups", name, train, test, groups)
 
-    with connect() as cluster:
+    go_on = resume_command(folder)
+    with storage_watched(folder, go_on=go_on), alone_in(folder) as check_alone, connect() as cluster:
+        if not goes_on:
+            begin(config, folder)
         claim = claim_for(cluster, config.resources)
-        LOG.info("%d trials, each on %s", config.num_samples, claim.devices)
-        LOG.info("curves: tensorboard --logdir %s", shown_path(folder / "trials"))
-        LOG.info("report, rewritten as trials finish: %s", shown_path(folder / "report.html"))
-        board = Leaderboard(total=config.num_samples, metric=config.metric)
+        at_once = planned_at_once(folder, config, cluster.grown(), claim, data_digest(dataset, splits))
+        run = Run(config, folder, store, dataset, splits, claim, at_once, started)
+        LOG.info("%d trials, %d at once, each on %s", config.num_samples, run.at_once, claim.devices)
+        reader = "tensorboard --logdir " if isinstance(run.trials, Path) else ""
+        LOG.info("curves: %s%s", reader, shown_path(run.trials))
+        LOG.info("report, rewritten as trials finish: %s", shown_path(run.report))
+        LOG.info("if stopped: %s", go_on)
+        if first:
+            LOG.info("%d settings of %s are tried first", len(first), config.warm_start)
+        failed = take_failed(run, retry=retry)
+        board = Leaderboard(
+            total=config.num_samples,
+            metric=config.metric,
+            gpus=(claim.gpus, cluster.gpus),
+            # A population goes through its rounds again, which cost nothing where they have ended.
+            before=read_trials(run.trials) if config.scheduler != "pbt" else (),
+            retried=[trial.trial_id for trial in failed],
+        )
+        again = [trial for trial in failed if not board.has(trial.trial_id)]
+        if again:
+            LOG.info("trained once more, as they failed: trials %s", ", ".join(t.trial_id for t in again))
+        yardstick = measure_yardstick(run, splits)
 
         def page(best: BestResult | None) -> None:
-            board.write_csv(folder / "leaderboard.csv")
-            report = run_report(config, folder, store, dataset, splits, claim, board, best, started=started)
-            write_report(folder / "report.html", report)
+            try:
+                check_alone()
+                board.write_csv(run.leaderboard)
+                write_report(run.report, run_report(run, board, best, yardstick))
+            except StorageError as error:
+                if best:
+                    raise
+                LOG.warning("%s: takes no report now: %s", run.folder, error)  # it will be drawn again
 
         page(None)
-        search(config, dataset.clips, splits, claim, folder, board, page=lambda: page(None))
-        best = board.best
-        if best is None:
-            raise RunFailed(why_no_trial(board, folder))
+        search(Steering(run, board, first, again=again), page=lambda: page(None))
+        leader = board.best
+        if leader is None:
+            raise RunFailed(why_no_trial(board, run))
         LOG.info("the trials:\n%s", board.table())
-        LOG.info("trial %s leads; training it on all %d training clips", best.trial_id, len(splits.training))
-        result = finish_best(config, best, store, dataset, splits, claim, folder)
-        page(result)
-    say_result(result, folder, time.monotonic() - started_s)
+        clips = len(splits.training)
+        LOG.info("trial %s leads; training it on all %d training clips", leader.trial_id, clips)
+        whole, dealt = train_best(run, leader)
+        folds = read_array(run.out_of_fold(leader.trial_id))
+        best = judge_best(run, leader, yardstick, out_of_fold=folds, refit=whole, random_folds=dealt)
+        write_best(run, best, yardstick)
+        page(best)
+    for sentence in sentences(best, yardstick, config.metric):
+        LOG.info("%s", sentence)
+    LOG.info("done in %s: %s", duration(time.monotonic() - started_s), shown_path(run.report))
     return folder
 
 
 # --- before anything starts --------------------------------------------------------------------------
 
 
+def begun(config: TuneConfig) -> tuple[TuneConfig, Place]:
+    """The settings and the folder of the run that --resume names. Raises UserError where there is none."""
+    folder = place(str(config.resume), flag="--resume")
+    if config.model_copy(update={"resume": None, "config": None, "retry_failed": False}) != TuneConfig():
+        raise UserError("--resume: a run goes on with the settings in its config.yaml; give no other flag")
+    with naming(f"--resume {config.resume}"):
+        if not (folder / "config.yaml").is_file():
+            raise UserError(
+                f"--resume {config.resume}: no run there; give a folder that tune made, results/NAME"
+            )
+    kept = read_yaml(TuneConfig, folder / "config.yaml", flag="--resume")
+    if config.retry_failed and kept.scheduler == "pbt":
+        raise UserError(
+            "--retry-failed: the others of a population have gone on without the trials that failed "
+            "(scheduler pbt); start a new run, perhaps with --warm-start"
+        )
+    return kept, folder
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Turns a storage that does not answer before the run has begun into one sentence."""
+    try:
+        yield
+    except StorageError as error:
+        raise UserError(f"{what}: cannot be read: {error}") from None
+
+
 def check_search(config: TuneConfig) -> None:
     """Raises UserError for a combination that no trial could train with."""
+    refuse_missing(config.backend)
     replicas = config.resources.gpus_per_trial
-    values = config.search.get("batch_size", [config.trial.batch_size])
-    ends = [values.low, values.high] if isinstance(values, Range) else values
-    if isinstance(values, Range) and replicas > 1:
-        raise UserError("search.batch_size: give a list of sizes, each divisible by --gpus-per-trial")
-    for size in ends:
-        if int(size) % replicas:
+    spaces = [config.space, *config.space_by_model.values()]
+    for values in [space["batch_size"] for space in spaces if "batch_size" in space]:
+        if isinstance(values, Range) and replicas > 1:
+            raise UserError("space.batch_size: give a list of sizes, each divisible by --gpus-per-trial")
+    for trial in config.trials():
+        if trial.batch_size % replicas:
             raise UserError(
-                f"--batch-size {size} does not divide by --gpus-per-trial {replicas}: "
+                f"--batch-size {trial.batch_size} does not divide by --gpus-per-trial {replicas}: "
                 "every device trains the same share of a batch"
             )
 
 
-def new_run_folder(name: str | None) -> Path:
-    """results/NAME, which must be new; without a name the next free tune, tune-2, ..."""
-    results = Path("results").absolute()
-    if name is None:
-        names = (f"tune-{number}" if number > 1 else "tune" for number in itertools.count(1))
-        name = next(free for free in names if not (results / free).exists())
-    folder = results / name
-    if folder.exists():
-        raise UserError(f"--name {name}: {folder} exists; choose another name or remove it")
+def earlier_trials(folder: str) -> list[TrialResult]:
+    """The trials of the run that --warm-start names. Raises UserError where there are none."""
+    with naming(f"--warm-start {folder}"):
+        found = read_trials(place(folder, flag="--warm-start") / "trials")
+    if not found:
+        raise UserError(f"--warm-start {folder}: no trials there; give a folder that tune made, results/NAME")
+    return found
+
+
+def new_run_folder(results: Place, name: str | None, *, kind: str = "tune") -> Place:
+    """RESULTS/NAME, which must be new; without a name the next free one of tune, tune-2, ... (the `kind`)."""
+    with naming(f"--results {results}"):
+        if name is None:
+            names = (f"{kind}-{number}" if number > 1 else kind for number in itertools.count(1))
+            name = next(free for free in names if not (results / free).exists())
+        folder = results / name
+        if folder.exists():
+            raise UserError(
+                f"--name {name}: {folder} exists; choose another name, "
+                f"or go on with it: {resume_command(folder)}"
+            )
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"--name {name}: {folder} cannot be made: {error.strerror}") from None
+        raise UserError(f"--name {name}: {folder} cannot be made: {error.strerror or error}") from None
     return folder
+
+
+def begin(config: TuneConfig, folder: Place) -> None:
+    """Makes a folder that this run alone holds its own."""
+    if (folder / "config.yaml").exists():  # in a bucket nothing tells of a folder before something is in it
+        raise UserError(f"{folder}: another run began there at the same time; run the command again")
+    write_yaml(config, folder / "config.yaml")
+
+
+def alone_in(folder: Place) -> AbstractContextManager[Callable[[], None]]:
+    """Refuses a second process that works on the same run. Raises UserError."""
+    refuse = "another process works on this run; wait for it, or end it"
+    return only_writer(folder, named=str(folder), refuse=refuse)
+
+
+@contextmanager
+def storage_watched(folder: Place, *, go_on: str) -> Iterator[None]:
+    """Turns a full disk or a storage that does not answer, wherever it was met, into one sentence with what
+    to type then."""
+    try:
+        yield
+    except Exception as error:
+        for own in behind(error):  # Ray Tune wraps what a callback raises
+            if isinstance(own, UserError):  # it says where, and what to do
+                raise own from None
+        if is_disk_full(error):
+            where = folder if isinstance(folder, Path) else tempfile.gettempdir()
+            said = f"{where}: No space left on device; make room there"
+        elif words := storage_words(error):
+            said = f"{folder}: the storage fails: {words}; mend that"
+        else:
+            raise
+        raise RunFailed(f"{said}, then go on: {go_on}") from None
+
+
+def planned_at_once(folder: Place, config: TuneConfig, cluster: Cluster, claim: Claim, data: str) -> int:
+    """How many trials train at the same time; a run that goes on keeps what it began with, since its
+    decisions depend on it. Raises UserError where the clips are others than they were."""
+    file = folder / "run.json"
+    if not file.exists():
+        places = [cluster.cpus // claim.cpus, config.num_samples, config.max_concurrent or config.num_samples]
+        places += [cluster.gpus // claim.gpus] if claim.gpus else []
+        write_json(file, {"at_once": max(1, min(places)), "data": data})
+    kept = json.loads(file.read_text())
+    if kept["data"] != data:
+        raise UserError(
+            f"--resume {shown_path(folder)}: the clips of {config.features} have changed since it began; "
+            "start a new run, perhaps with --warm-start"
+        )
+    return int(kept["at_once"])
 
 
 # --- the search -----------------------------------------------------------------------------------
 
 
-def search(
-    config: TuneConfig,
-    clips: ClipSet,
-    splits: Splits,
-    claim: Claim,
-    folder: Path,
-    board: Leaderboard,
-    *,
-    page: Callable[[], None],
-) -> None:
-    """Runs all trials with Ray Tune; the board is complete afterwards."""
+def take_failed(run: Run, *, retry: bool) -> list[TrialResult]:
+    """With `retry` makes room for the trials that have failed to be trained once more. All such trials as
+    they had failed, also those of which an earlier --retry-failed made room."""
+    for trial in read_trials(run.trials) if retry else ():
+        if trial.status == "failed":
+            write_json(run.failed_file(trial.trial_id), trial_as_json(trial))
+            run.trial_file(trial.trial_id).unlink()
+    return read_trials(run.trials, FAILED_FILE)
+
+
+def search(steering: Steering, *, page: Callable[[], None]) -> None:
+    """Runs all trials; the board is complete afterwards. Raises RunFailed where the disk is full."""
+    run, board = steering.run, steering.board
+    if not steering.nothing_left():
+        run_trials(run, board, steering, page=page)
+    if run.config.scheduler == "pbt":
+        end_population(run, board)
+
+
+def end_population(run: Run, board: Leaderboard) -> None:
+    """Writes down how the trials of a population ended, as other trials do themselves."""
+    for trial in board.trials:
+        if trial.status == "waiting":
+            trial = replace(trial, status="pruned", reason=TIME_UP)
+            board.put(trial)
+        if trial.ended:
+            run.trial(trial.trial_id).mkdir(parents=True, exist_ok=True)
+            write_json(run.trial_file(trial.trial_id), trial_as_json(trial))
+
+
+def run_trials(run: Run, board: Leaderboard, steering: Steering, *, page: Callable[[], None]) -> None:
+    """Has Ray Tune place and run what the steering asks for."""
+    board.begin()
     # Ctrl-C is handled by raypipe; Tune's own handler would swallow it.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one prints whatever `verbose` says
+    # A trial writes its own curves; Tune's would stand beside them.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    # With a searcher Tune would have one trial wait for its place at a time.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(run.at_once)
     from ray import tune
-    from ray.tune.schedulers import ASHAScheduler
-    from ray.tune.search import BasicVariantGenerator
+    from ray.tune.logger import JsonLoggerCallback
 
+    keep_credentials_home()
+    outlive_memory_monitor()
     # A failed trial is told by the board in one line; its traceback is in the trial's folder.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    trainable = tune.with_resources(
-        tune.with_parameters(
-            run_trial,
-            clips=clips,
-            splits=splits,
-            fixed=config.trial,
-            metric=config.metric,
-            replicas=claim.replicas,
-            seed=config.seed,
-        ),
-        claim.resources,
-    )
+    reports = JsonLoggerCallback()
+    # Of its notes nothing is read again, so where they cannot be in the run's folder they are not kept.
+    scratch = tempfile.TemporaryDirectory(prefix="raypipe-", ignore_cleanup_errors=True)
+    notes = run.tune if isinstance(run.tune, Path) else Path(scratch.name) / run.tune.name
     tuner = tune.Tuner(
-        trainable,
-        param_space=tune_space(config.search),
+        tune.with_resources(tune.with_parameters(run_trial, run=run), run.claim.resources),
         tune_config=tune.TuneConfig(
-            num_samples=config.num_samples,
-            search_alg=BasicVariantGenerator(random_state=config.seed),
-            # Epochs are comparable between trials, since each covers all folds.
-            scheduler=ASHAScheduler(
-                time_attr="epoch",
-                metric="score",
-                mode="max",
-                max_t=config.trial.epochs,
-                grace_period=min(GRACE_EPOCHS, config.trial.epochs),
-                reduction_factor=3,
-            ),
-            trial_name_creator=lambda trial: f"trial-{trial_number(trial.trial_id)}",
-            trial_dirname_creator=lambda trial: f"trial-{trial_number(trial.trial_id)}",
+            num_samples=-1,  # the searcher knows when to end, also where trials are tried again
+            search_alg=searcher(steering),
+            # Importing TensorFlow takes as long as many a trial, and a process' one strategy serves all.
+            reuse_actors=True,
+            trial_name_creator=lambda trial: Work(**trial.config).name,
+            trial_dirname_creator=lambda trial: Work(**trial.config).name,
         ),
         run_config=tune.RunConfig(
-            name="trials",
-            storage_path=str(folder),
-            callbacks=[board_callback(board, config.trial, page)],
-            failure_config=tune.FailureConfig(max_failures=1),
+            name=notes.name,
+            storage_path=str(notes.parent),
+            callbacks=[board_callback(run, board, steering, page), reports],
+            failure_config=tune.FailureConfig(max_failures=0),  # `Steering.try_again` knows when it pays
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    finally:
+        # Where the disk is full they cannot be flushed, which Python would complain about at its end.
+        for file in reports._trial_files.values():
+            with contextlib.suppress(OSError):
+                file.close()
+        scratch.cleanup()
 
 
-def run_trial(
-    params: dict[str, Any],
-    *,
-    clips: ClipSet,
-    splits: Splits,
-    fixed: TrialConfig,
-    metric: str,
-    replicas: int,
-    seed: int,
-) -> None:
-    """One trial inside its own process: trains, and reports each epoch to Tune."""
-    import ray
-    from ray import tune
+def searcher(steering: Steering) -> "Searcher":
+    """Ray Tune's view of the steering."""
+    from ray.tune.search import Searcher
 
-    config = merged(fixed, params)
-    gpu_ids = ray.get_gpu_ids()
-    files = Path(tune.get_context().get_trial_dir())
+    class Numbered(Searcher):
+        def suggest(self, trial_id: str) -> Any:
+            work = steering.next()
+            if work is None:
+                return Searcher.FINISHED if steering.finished else None
+            return asdict(work)
 
-    def report(epochs: list[Epoch]) -> None:
-        probabilities = out_of_fold(epochs, splits)
-        np.save(files / OUT_OF_FOLD_FILE, probabilities)
-        chosen = evaluate_side(clips, probabilities)
-        last = evaluate_side(clips, epochs[-1].probabilities)
-        tune.report(
-            {
-                "epoch": epochs[-1].number,
-                "train_loss": epochs[-1].train_loss,
-                "loss": epochs[-1].loss,
-                "epoch_score": score(last, metric),
-                "epoch_accuracy": last.accuracy,
-                "epoch_s": epochs[-1].wall_s,
-                "best_epoch": best_epoch(epochs),
-                "score": score(chosen, metric),
-                "accuracy": chosen.accuracy,
-                "validation_clips": chosen.clips,
-                "finished": len(epochs) >= config.epochs or stopped(epochs, config.patience),
-                "gpu_ids": ",".join(str(number) for number in gpu_ids),
-                "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-            }
-        )
+        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+            pass  # the board hears of it
 
-    train_trial(clips, splits, config, gpus=len(gpu_ids), replicas=replicas, seed=seed, on_epoch=report)
+        def save(self, checkpoint_path: str) -> None:
+            Path(checkpoint_path).touch()  # a run goes on from its trials' own files
+
+        def restore(self, checkpoint_path: str) -> None:
+            pass
+
+    return Numbered()
 
 
-def merged(fixed: TrialConfig, params: dict[str, Any]) -> TrialConfig:
-    """The trial's config: what the search drew over what is fixed."""
-    return TrialConfig.model_validate(fixed.model_dump() | params)
-
-
-def tune_space(space: SearchSpace) -> dict[str, Any]:
-    """raypipe's search space in Ray Tune's terms. Fields that are whole numbers draw whole numbers."""
-    from ray import tune
-
-    def domain(name: str, values: Any) -> Any:
-        if not isinstance(values, Range):
-            return tune.choice(list(values))
-        if TrialConfig.model_fields[name].annotation is int:
-            draw = tune.lograndint if values.log else tune.randint
-            return draw(int(values.low), int(values.high) + 1)
-        return (tune.loguniform if values.log else tune.uniform)(values.low, values.high)
-
-    return {name: domain(name, values) for name, values in space.items()}
-
-
-def trial_number(trial_id: str) -> str:
-    """Tune's id ends in the trial's number from 0; people count from 1."""
-    return str(int(trial_id.rsplit("_", 1)[1]) + 1)
-
-
-def board_callback(board: Leaderboard, fixed: TrialConfig, page: Callable[[], None]) -> "Callback":
+def board_callback(run: Run, board: Leaderboard, steering: Steering, page: Callable[[], None]) -> "Callback":
     """Tells the board what Tune's trials do, shows its line, and rewrites the report now and then."""
     from ray.tune import Callback
 
+    from raypipe.monitoring import RunMeter
+
     class BoardCallback(Callback):
         def __init__(self) -> None:
-            self._line = LiveLine()
-            self._started_s = time.monotonic()
-            self._written_s = time.monotonic()
+            self._line, self._meter = LiveLine(plain_s=PLAIN_LINE_S), RunMeter()
+            self._started_s = self._written_s = time.monotonic()
 
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-            number = trial_number(trial.trial_id)
-            board.put(replace(pending_trial(number, merged(fixed, trial.config)), status="running"))
+            number = trial.config["number"]
+            board.put(replace(board.get(number), status="running"))
             self._show()
 
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
         ) -> None:
-            before = board.get(trial_number(trial.trial_id))
-            config = merged(fixed, trial.config)
-            hits = round(result["accuracy"] * result["validation_clips"])
+            before = board.get(trial.config["number"])
+            epoch = EpochResult(**{name: result[name] for name in EpochResult.__dataclass_fields__})
             board.put(
                 replace(
                     before,
-                    epochs=(*before.epochs, epoch_result(result, config)),
+                    epochs=with_epoch(before.epochs, epoch),
                     best_epoch=result["best_epoch"],
-                    score=result["score"],
-                    accuracy=result["accuracy"],
-                    accuracy_interval=wilson_interval(hits, result["validation_clips"]),
-                    wall_s=result["time_total_s"],
+                    score=epoch.score_so_far,
+                    accuracy=result["accuracy_so_far"],
+                    wall_s=trial.config["before"].get("wall_s", 0.0) + result["time_total_s"],
                 )
             )
+            self._meter.epoch(trial.config["number"], epoch.score_so_far)
             self._show()
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-            finished = trial.last_result.get("finished", False)
-            self._end(trial, "done" if finished else "pruned", "")
+            self._end(Work(**trial.config), "it ended without a word")
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-            message = error_sentence(Path(trial.error_file).read_text())
-            self._line.close()
-            LOG.warning("trial %s failed: %s", trial_number(trial.trial_id), message)
-            self._end(trial, "failed", message)
+            self._end(Work(**trial.config), Path(trial.error_file).read_text())
 
-        def _end(self, trial: Any, status: str, message: str) -> None:
-            board.put(replace(board.get(trial_number(trial.trial_id)), status=status, message=message))
+        def _end(self, work: Work, said: str) -> None:
+            if told := read_trial(run.trial_file(work.number, work.round)):
+                board.put(told)
+            else:
+                self._end_untold(work, said)
+            trial = board.get(work.number)
+            if trial.status == "failed":
+                self._line.close()
+                LOG.warning("trial %s failed (%s): %s", work.number, trial.reason, trial.message)
             self._show()
             page()
+
+        def _end_untold(self, work: Work, said: str) -> None:
+            """Its process did not say how it ended: killed, on a node that was, or with nowhere to write."""
+            number, (reason, message) = work.number, failure_of_process(said)
+            if reason in NO_FAULT_OF_A_TRIAL:
+                steering.stop()
+                if reason == "storage":
+                    raise StorageError(message)
+                if not has_room(run.folder):
+                    raise OSError(errno.ENOSPC, message)
+                raise RunFailed(
+                    f"trial {number} on node {node_of(said)}: {message}; "
+                    f"when there is room on that node, go on: {resume_command(run.folder)}"
+                )
+            if steering.try_again(number):
+                self._line.close()
+                LOG.warning("trial %s goes on from its last epoch: %s", number, message)
+                board.put(replace(board.get(number), status="pending"))
+            else:
+                failed = replace(board.get(number), status="failed", reason=reason, message=message)
+                board.put(failed)
+                run.part(number, work.round).mkdir(parents=True, exist_ok=True)
+                write_json(run.trial_file(number, work.round), trial_as_json(failed))
 
         def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
             self._line.close()
 
         def _show(self) -> None:
             now_s = time.monotonic()
-            self._line.show(board.line(now_s - self._started_s))
+            elapsed_s = now_s - self._started_s
+            self._line.show(board.live_table(elapsed_s), plain=board.line(elapsed_s))
             if now_s - self._written_s > REPORT_EVERY_S:
                 self._written_s = now_s
                 page()
@@ -314,132 +474,188 @@ def board_callback(board: Leaderboard, fixed: TrialConfig, page: Callable[[], No
     return BoardCallback()
 
 
-def error_sentence(text: str) -> str:
-    """The last line of an error, which says what went wrong; all of it is in the trial's error.txt."""
-    lines = text.strip().splitlines()
-    return lines[-1].strip() if lines else "unknown error"
+def has_room(folder: Place) -> bool:
+    """Whether what a trial writes has room there."""
+    return not isinstance(folder, Path) or shutil.disk_usage(folder).free > ROOM_BYTES
 
 
-def why_no_trial(board: Leaderboard, folder: Path) -> str:
-    failed = [trial for trial in board.trials if trial.status == "failed"]
-    if failed:
-        return (
-            f"all {len(failed)} trials that ended failed; the first: {failed[0].message}; "
-            f"their errors are in {folder / 'trials'}"
+def node_of(said: str) -> str:
+    """
+    >>> node_of("ray::ImplicitFunc.train() (pid=6102, ip=10.0.0.3, actor_id=59)")
+    '10.0.0.3'
+    """
+    found = re.search(r"ip=([^,)\s]+)", said)
+    return found[1] if found else "unknown"
+
+
+def run_trial(params: dict[str, Any], *, run: Run) -> None:
+    """One trial inside its process: trains, reports each epoch to Tune, and writes down how it ended."""
+    import ray
+
+    work = Work(**params)
+    gpu_ids = ray.get_gpu_ids()
+    name_process(work.name)
+    folder, file = run.part(work.number, work.round), run.trial_file(work.number, work.round)
+    try:
+        result = train_and_tell(run, work, gpu_ids)
+    except Superseded:  # its node had been given up; the trial is another process's now
+        raise
+    except Exception as error:
+        reason, message = failure_of(error)
+        if reason not in NO_FAULT_OF_A_TRIAL:
+            failed = pending_trial(work.number, TrialConfig.model_validate(work.config))
+            failed = replace(failed, status="failed", reason=reason, message=message)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "error.txt").write_text(traceback.format_exc())
+            write_json(file, trial_as_json(failed))
+        raise
+    write_json(file, trial_as_json(result))
+
+
+def train_and_tell(run: Run, work: Work, gpu_ids: Sequence[int]) -> TrialResult:
+    """Trains until the trial ends, is cut short, or time is up; its result."""
+    from ray import tune
+
+    trial = work.trial()
+    config = trial.course.config
+    bars = {int(epoch): score for epoch, score in work.bars.items()}
+    started_s = time.monotonic()
+    curve, begun = list(trial.epochs), len(trial.epochs)
+    startup_s, cut = float("nan"), ""
+
+    def on_epoch(epochs: list[Epoch]) -> bool:
+        nonlocal startup_s, cut
+        if len(curve) == begun:
+            startup_s = time.monotonic() - started_s - epochs[-1].wall_s
+        mirror.push_in_passing()
+        result, accuracy = epoch_result(run, epochs, out_of_fold(epochs, run.splits))
+        curve.append(result)
+        tune.report(
+            asdict(result)
+            | {
+                "best_epoch": best_epoch(epochs),
+                "accuracy_so_far": accuracy,
+                "gpu_ids": ",".join(map(str, gpu_ids)),
+                "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+                "data_share": epochs[-1].data_share,
+            }
         )
-    return f"no trial came to its end; see {folder / 'trials'}"
+        name_process(work.name)  # Ray has called it by its class again
+        number = epochs[-1].number
+        if not (number >= (work.until or config.epochs) or stopped(epochs, config.patience)):
+            if result.score_so_far < bars.get(number, -np.inf):
+                cut = f"below {bars[number]:.3f} after epoch {number}"
+            elif work.ends_at_s is not None and time.time() > work.ends_at_s:
+                cut = TIME_UP
+        return not cut
+
+    with (
+        mirrored(run.part(work.number, work.round), last=STATES) as mirror,
+        borrowed(work.source_in(run)) as source,
+    ):
+        epochs = train_trial(
+            run.dataset.clips,
+            run.splits,
+            config,
+            gpus=len(gpu_ids),
+            replicas=run.claim.replicas,
+            seed=run.config.seed,
+            folder=mirror.folder,
+            on_epoch=on_epoch,
+            backend=run.config.backend,
+            part=work.part(source),
+        )
+    write_array(run.out_of_fold(work.number), out_of_fold(epochs, run.splits))
+    return ended_trial(run, trial, epochs, curve, cut=cut, startup_s=startup_s, begun=begun)
+
+
+def why_no_trial(board: Leaderboard, run: Run) -> str:
+    failed = [trial for trial in board.trials if trial.status == "failed"]
+    if not failed:
+        return f"no trial came to its end; see {run.trials}"
+    first = failed[0]
+    return (
+        f"all {len(failed)} trials that ended failed; the first ({first.reason}): {first.message}; "
+        f"their errors are in {run.trials}"
+    )
 
 
 # --- the best trial -------------------------------------------------------------------------------
 
 
-def finish_best(
-    config: TuneConfig,
-    best: TrialResult,
-    store: FeatureStore,
-    dataset: Dataset,
-    splits: Splits,
-    claim: Claim,
-    folder: Path,
-) -> BestResult:
-    """Trains the best trial on the whole training side, reads the test side once, fills best/."""
+def train_best(run: Run, best: TrialResult) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Trains the best trial on the whole training side into best/, and with --protocol both once more on
+    random folds: raw probabilities of all clips [N, C], and out of those folds."""
     import ray
 
-    clips, trial = dataset.clips, TrialConfig.model_validate(best.config)
-    place = folder / "best"
-    place.mkdir()
-    # One call per process: TensorFlow cannot start a second strategy in it.
-    task = ray.remote(max_calls=1)(refit_best).options(
-        num_cpus=claim.cpus, num_gpus=claim.gpus, name=f"refit trial {best.trial_id}"
+    run.best.mkdir(exist_ok=True)
+    # A process of its own each: its devices may differ from the trials'.
+    trainer = ray.remote(BestTrainer).options(
+        num_cpus=run.claim.cpus, num_gpus=run.claim.gpus, max_restarts=RETRIES, max_task_retries=RETRIES
     )
-    probabilities = ray.get(
-        task.remote(
-            clips,
-            splits.training,
-            trial,
-            epochs=best.best_epoch,
-            replicas=claim.replicas,
-            seed=config.seed,
-            save_to=str(place / "model.keras"),
-        )
-    )
-    validation_file = folder / "trials" / f"trial-{best.trial_id}" / OUT_OF_FOLD_FILE
-    out_of_fold_probabilities = np.load(validation_file)
-    test_probabilities = np.full_like(probabilities, np.nan)
-    test_probabilities[splits.test] = probabilities[splits.test]
-    result = BestResult(
-        trial_id=best.trial_id,
-        validation=evaluate_side(clips, out_of_fold_probabilities),
-        test=evaluate_side(clips, test_probabilities) if len(splits.test) else None,
-        epochs=best.best_epoch,
-        misses=worst_misses(clips, test_probabilities if len(splits.test) else out_of_fold_probabilities),
-    )
-    spec = store.spec()
-    write_json(
-        place / "metrics.json",
-        {
-            "trial": best.trial_id,
-            "epochs": best.best_epoch,
-            "metric": config.metric,
-            "validation": asdict(result.validation),
-            "test": asdict(result.test) if result.test else None,
-        },
-    )
-    write_json(
-        place / "model.json",
-        {
-            "classes": clips.class_names,
-            # The class of the highest probability is the answer; for two classes that is 0.5.
-            "threshold": 0.5 if len(clips.class_names) == 2 else None,
-            "features": asdict(spec),
-            "fingerprint": spec.fingerprint,
-            "trial": trial.model_dump(),
-        },
-    )
-    return result
+    shared = ray.put(run)
+    whole = trainer.remote()
+    tasks = [whole.refit.options(name=f"refit trial {best.trial_id}").remote(shared, best)]
+    if run.config.splits.protocol == "both":
+        dealt = trainer.remote()
+        tasks.append(dealt.random_folds.options(name="random folds").remote(shared, best))
+    try:
+        refitted, *rest = ray.get(tasks)
+    except ray.exceptions.RayError as error:
+        raise RunFailed(
+            f"trial {best.trial_id} could not be trained on all clips: {failure_of_process(str(error))[1]}; "
+            f"to try again: {resume_command(run.folder)}"
+        ) from error
+    return refitted, rest[0] if rest else None
 
 
-def refit_best(
-    clips: ClipSet,
-    positions: NDArray[np.int64],
-    trial: TrialConfig,
-    *,
-    epochs: int,
-    replicas: int,
-    seed: int,
-    save_to: str,
-) -> NDArray[np.float32]:
-    """`refit` in a process of its own on the cluster, on the GPUs that Ray gave it."""
-    import ray
+class BestTrainer:
+    """Trains the best trial once more, on the GPUs that Ray gave its process. An actor: Ray waits for ever
+    for a task on a node that falls silent (decision 22)."""
 
-    gpus = len(ray.get_gpu_ids())
-    return refit(
-        clips, positions, trial, epochs=epochs, gpus=gpus, replicas=replicas, seed=seed, save_to=save_to
-    )
+    def refit(self, run: Run, best: TrialResult) -> NDArray[np.float32]:
+        """On the whole training side."""
+        import ray
 
-
-# --- what a person sees ----------------------------------------------------------------------------
-
-
-def say_result(result: BestResult, folder: Path, wall_s: float) -> None:
-    """The scores of both sides, and where the report is."""
-    for side, evaluation in (("validation", result.validation), ("test", result.test)):
-        if evaluation:
-            low, high = evaluation.accuracy_interval
-            LOG.info(
-                "%s: accuracy %.3f (95 %% interval %.3f to %.3f), AUC %.3f, on %d clips",
-                side,
-                evaluation.accuracy,
-                low,
-                high,
-                evaluation.auc,
-                evaluation.clips,
+        with tempfile.TemporaryDirectory(prefix="raypipe-") as scratch:
+            model = Path(scratch) / "model.keras"
+            probabilities = refit(
+                run.dataset.clips,
+                run.splits.training,
+                best.course.config,
+                losses=[epoch.loss for epoch in best.epochs[: best.best_epoch]],
+                gpus=len(ray.get_gpu_ids()),
+                replicas=run.claim.replicas,
+                seed=run.config.seed,
+                save_to=str(model),
+                backend=run.config.backend,
+                earlier=best.course.earlier,
             )
-    LOG.info("done in %s: %s", duration(wall_s), shown_path(folder / "report.html"))
+            write_atomically(run.best / "model.keras", model.read_bytes())
+        return probabilities
+
+    def random_folds(self, run: Run, best: TrialResult) -> NDArray[np.float32]:
+        """On folds that ignore groups."""
+        import ray
+
+        with mirrored(run.best / "random-folds", last=STATES) as mirror:
+            epochs = train_trial(
+                run.dataset.clips,
+                run.random_splits,
+                best.course.config,
+                gpus=len(ray.get_gpu_ids()),
+                replicas=run.claim.replicas,
+                seed=run.config.seed,
+                folder=mirror.folder,
+                on_epoch=lambda _: mirror.push_in_passing(),
+                backend=run.config.backend,
+                part=Part(until=best.course.config.epochs, earlier=best.course.earlier),
+            )
+        return out_of_fold(epochs, run.random_splits)
 
 
 if __name__ == "__main__":
     run_command(
         lambda: main(load_config(TuneConfig, prog="python -m raypipe.tune")),
-        when_stopped="the trials so far are in the run's report.html and leaderboard.csv",
+        when_stopped="what was finished is kept; --resume and the run's folder goes on",
     )

@@ -6,14 +6,17 @@ with the outcome `failed`.
 
 import json
 import os
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
 from raypipe.errors import UserError
+from raypipe.storage import StorageError, open_file_system, refuse_credentials, split_options, statuses
 
 _SUFFIXES = """
 264 265 3g2 3gp apng asf av1 avi divx dv f4v flv gif h264 h265 hevc ivf m2ts m2v m4v mjpeg mjpg mkv mov mp4
@@ -26,9 +29,10 @@ MANIFEST_SUFFIXES = frozenset({".csv", ".parquet", ".jsonl"})
 MANIFEST_COLUMNS = ("path", "label", "group", "split", "video_id")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Video:
-    """One listed video. `size_bytes` and `modified_s` are None where there is no such file."""
+    """One listed video. `size_bytes` and `modified_s` are None where there is no such file, or where that is
+    not to be known."""
 
     video_id: str
     """The manifest's id, else the path relative to what was listed: stable when a folder moves."""
@@ -63,6 +67,7 @@ def local_path(address: str) -> str | None:
 def list_videos(source: str) -> Listing:
     """Every video of `source`, sorted by id. Raises UserError for an input that cannot be listed."""
     source = local_path(source) or source
+    refuse_credentials(source, what="--input")
     if _suffix(source) in MANIFEST_SUFFIXES:
         listing = Listing(_read_manifest(source))
     elif "://" in source:
@@ -85,14 +90,8 @@ def list_videos(source: str) -> Listing:
     return Listing(sorted(listing.videos, key=lambda video: video.video_id), listing.ignored)
 
 
-def _split_options(source: str) -> tuple[str, str]:
-    """A URI without the options of its file system (?region=...), and these; a path as it is."""
-    address, mark, options = source.partition("?") if "://" in source else (source, "", "")
-    return address, mark + options
-
-
 def _suffix(source: str) -> str:
-    return os.path.splitext(_split_options(source)[0])[1].lower()
+    return os.path.splitext(split_options(source)[0])[1].lower()
 
 
 def _advice(ignored: int) -> str:
@@ -101,11 +100,11 @@ def _advice(ignored: int) -> str:
     return "name a folder, manifest, glob or URI that has some"
 
 
-def _refuse_duplicates(source: str, videos: Iterable[Video]) -> None:
+def _refuse_duplicates(source: str, videos: list[Video]) -> None:
     for field in ("video_id", "path"):
-        counts = Counter(getattr(video, field) for video in videos)
-        value, times = counts.most_common(1)[0]
-        if times > 1:
+        values = sorted(getattr(video, field) for video in videos)
+        if any(one == other for one, other in pairwise(values)):
+            value, times = Counter(values).most_common(1)[0]
             name = "video_id" if field == "video_id" else "video"
             raise UserError(f"--input {source}: the {name} {value} is listed {times} times; list it once")
 
@@ -121,12 +120,12 @@ def _is_video_name(path: str) -> bool:
 def _local_video(path: str, video: Video) -> Video:
     """`video` as the local file at `path`, with its size and time where there is such a file."""
     path = os.path.abspath(path)
-    video = replace(video, path=path if path == _as_text(path) else Path(path).as_uri())
+    named = path if path == _as_text(path) else Path(path).as_uri()
     try:
         status = os.stat(path)
     except (OSError, ValueError):  # ValueError: a zero byte in the name
-        return video
-    return replace(video, size_bytes=status.st_size, modified_s=status.st_mtime)
+        return replace(video, path=named)
+    return replace(video, path=named, size_bytes=status.st_size, modified_s=status.st_mtime)
 
 
 # --- folders and globs ------------------------------------------------------------------------------
@@ -141,12 +140,13 @@ def _list_folder(root: Path) -> Listing:
     videos, ignored = [], 0
     for folder, folders, files in os.walk(root, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        prefix = "" if folder == str(root) else f"{os.path.relpath(folder, root)}/"
         for name in sorted(files):
             path = os.path.join(folder, name)
             if name.startswith(".") or not _is_video_name(name):
                 ignored += 1
                 continue
-            videos.append(_named_video(os.path.relpath(path, root), path))
+            videos.append(_named_video(prefix + name, path))
     return Listing(videos, ignored)
 
 
@@ -168,8 +168,8 @@ def _named_video(relative: str, path: str) -> Video:
 
 
 def _label_of(relative: str) -> str | None:
-    parts = Path(relative).parts
-    return _as_text(parts[0]) if len(parts) > 1 else None
+    first, separator, _ = relative.partition("/")
+    return sys.intern(_as_text(first)) if separator else None
 
 
 def _as_text(name: str) -> str:
@@ -181,11 +181,11 @@ def _list_uri(source: str) -> Listing:
     from pyarrow import fs
 
     try:
-        system, root = fs.FileSystem.from_uri(source)
+        system, root = open_file_system(source)
         entries = system.get_file_info(fs.FileSelector(root, recursive=True))
     except (OSError, ValueError) as error:
-        raise UserError(f"--input {source}: cannot be listed: {error}") from None
-    scheme, options = source.split("://")[0], _split_options(source)[1]
+        raise UserError(f"--input {source}: cannot be listed: {' '.join(str(error).split())}") from None
+    scheme, options = source.split("://")[0], split_options(source)[1]
     files = [entry for entry in entries if entry.is_file]
     videos = [
         Video(
@@ -206,7 +206,7 @@ def _list_uri(source: str) -> Listing:
 
 def _read_manifest(source: str) -> list[Video]:
     rows = _manifest_rows(source)
-    address, options = _split_options(source)
+    address, options = split_options(source)
     base, remote = os.path.dirname(address), "://" in source
     videos = []
     for number, row in enumerate(rows, start=1):
@@ -214,23 +214,42 @@ def _read_manifest(source: str) -> list[Video]:
         if not name:
             raise UserError(f"--input {source}: row {number} has no path")
         video_id = row.get("video_id") or name
-        label, group, split = (row.get(column) or None for column in ("label", "group", "split"))
+        label, group, split = (
+            sys.intern(row[column]) if row.get(column) else None for column in ("label", "group", "split")
+        )
         local = local_path(name)
         if local is None or (remote and not local.startswith("/")):
             path = name if local is None else f"{base}/{quote(name)}{options}"
+            refuse_credentials(path, what=f"--input {source}: row {number}:")
             videos.append(Video(video_id, path, label, group, split))
         else:
             path = os.path.join(base, local)
             videos.append(_local_video(path, Video(video_id, path, label, group, split)))
-    return videos
+    return _looked_up(source, videos)
 
 
-def _manifest_rows(source: str) -> list[dict[str, str]]:
+def _looked_up(source: str, videos: list[Video]) -> list[Video]:
+    """The videos, those in buckets with their size and time, so that changed ones are noticed. Pages of the
+    web are not asked: many servers do not say."""
+    remote = [video.path for video in videos if not video.path.startswith(("/", "file://", "http"))]
+    try:
+        known = statuses(remote)
+    except StorageError as error:
+        raise UserError(f"--input {source}: what it lists cannot be looked up: {error}") from None
+    return [
+        replace(video, size_bytes=status.st_size, modified_s=status.st_mtime_ns / 1e9)
+        if (status := known.get(video.path))
+        else video
+        for video in videos
+    ]
+
+
+def _manifest_rows(source: str) -> Iterator[dict[str, str]]:
     from pyarrow import ArrowException, csv, fs, parquet
 
     try:
         if "://" in source:
-            system, inner = fs.FileSystem.from_uri(source)
+            system, inner = open_file_system(source)
         else:
             system, inner = fs.LocalFileSystem(), source
         readers: dict[str, Callable[[Any], Any]] = {
@@ -252,10 +271,11 @@ def _manifest_rows(source: str) -> list[dict[str, str]]:
     for column in columns:
         if table.column_names.count(column) > 1:
             raise UserError(f"--input {source}: has more than one column {column}")
-    return [
+    return (
         {k: str(v).strip() for k, v in row.items() if v is not None}
-        for row in table.select(columns).to_pylist()
-    ]
+        for batch in table.select(columns).to_batches(max_chunksize=1024)
+        for row in batch.to_pylist()
+    )
 
 
 def _csv_columns(system: Any, inner: str) -> list[str]:

@@ -5,13 +5,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from raypipe.store import ROW_SCHEMA, FeatureSpec, FeatureStore, shard_table, stage_shard
+from raypipe.store import ROW_SCHEMA, Commits, FeatureSpec, FeatureStore, shard_table, stage_shard
 
 SPEC = FeatureSpec(
     frames=4,
     frame_size=32,
     view="rgb",
     motion_gap_s=0.0667,
+    window_s=None,
+    stride_s=None,
     min_frames=1,
     backbone="made_up",
     weights_digest="0" * 16,
@@ -55,5 +57,8 @@ def make_store(
     store = FeatureStore(path)
     with store.writing(SPEC):
         table = pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
-        store.commit(stage_shard(shard_table(table, features, SPEC), store.staging), already=set())
+        Commits(store).add(
+            stage_shard(shard_table(table, features, SPEC), store.staging),
+            {row["video_id"]: 1 for row in rows},
+        )
     return store

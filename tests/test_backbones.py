@@ -14,10 +14,18 @@ import pytest
 import skimage
 from numpy.typing import NDArray
 
-from raypipe.backbones import Embedder, Weights, lite0_graph, load_backbone, read_legacy_pth
+from raypipe.backbones import (
+    Embedder,
+    Weights,
+    efficientnet_lite,
+    lite_blocks,
+    lite_graph,
+    load_backbone,
+    read_legacy_pth,
+)
 from raypipe.errors import UserError
 
-BACKBONE = load_backbone("efficientnet_lite0")
+BACKBONE = efficientnet_lite("efficientnet_lite0")
 WEIGHTS_FILE = BACKBONE.weights_path.read_bytes()
 
 
@@ -109,8 +117,32 @@ def test_a_picture_has_the_same_features_alone_and_among_others(embed: Embedder)
 def test_it_knows_what_is_on_a_photograph(photograph: str, classes: dict[int, str]) -> None:
     picture = cv2.imread(str(Path(skimage.data_dir) / photograph))
     picture = cv2.cvtColor(cv2.resize(picture, (224, 224), interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
-    classify = Embedder(lite0_graph(WEIGHTS_FILE, classify=True))
+    classify = Embedder(lite_graph(WEIGHTS_FILE, classify=True))
     assert int(classify(picture[None]).argmax()) in classes
+
+
+@pytest.mark.parametrize("repeats", [(1, 2, 2, 3, 3, 4, 1), (1, 3, 3, 4, 4, 5, 1)], ids=["lite0", "lite1"])
+def test_blocks_are_read_from_the_weights(repeats: tuple[int, ...]) -> None:
+    widths = np.repeat([16, 24, 40, 80, 112, 192, 320], repeats)
+    weights = {"_conv_stem.weight": np.zeros((32, 3, 3, 3), np.float32)}
+    for number, width in enumerate(widths):
+        weights[f"_blocks.{number}._project_conv.weight"] = np.zeros((width, 1, 1, 1), np.float32)
+    blocks = lite_blocks(weights)
+    firsts = np.cumsum([0, *repeats[:-1]]).tolist()
+    assert [number for number, block in enumerate(blocks) if not block.adds_input] == firsts
+    assert [blocks[first].stride for first in firsts] == [1, 2, 2, 2, 1, 2, 1]
+    assert sum(block.stride for block in blocks) == len(blocks) + 4
+
+
+@pytest.mark.parametrize(("name", "size"), [("efficientnet_lite1", 240), ("efficientnet_lite2", 260)])
+def test_larger_ones_equal_pytorchs(name: str, size: int) -> None:
+    """Their packages are extras. On PyTorch 2.13 efficientnet_lite_pytorch 0.1.0 differed by 1e-5 at most."""
+    try:
+        backbone = efficientnet_lite(name)
+    except UserError as missing:
+        pytest.skip(str(missing))
+    features = backbone.session()(noise(2, size, size, 3))
+    assert features.max() == pytest.approx({240: 5.003101, 260: 5.026185}[size], abs=1e-4)
 
 
 # --- finding a backbone -----------------------------------------------------------------------------
@@ -119,7 +151,10 @@ def test_it_knows_what_is_on_a_photograph(photograph: str, classes: dict[int, st
 def test_an_unknown_backbone() -> None:
     with pytest.raises(UserError) as caught:
         load_backbone("resnet")
-    assert str(caught.value) == "--backbone resnet: unknown backbone; choose from: efficientnet_lite0"
+    assert str(caught.value) == (
+        "--backbone resnet: unknown backbone; choose from: efficientnet_lite0, efficientnet_lite1, "
+        "efficientnet_lite2, a name in keras.applications such as VGG19, or a .onnx or .keras file"
+    )
 
 
 def test_weights_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,14 @@ from pathlib import Path
 import pytest
 
 from raypipe.config import (
-    DEFAULT_SEARCH,
+    AFTER,
+    BEFORE,
+    DEFAULT_SPACE,
     Command,
+    CompareConfig,
     ExtractConfig,
     LimitsConfig,
+    PredictConfig,
     Range,
     SamplingConfig,
     TrialConfig,
@@ -35,7 +39,7 @@ def error_of(kind: type[Command], *arguments: str) -> str:
 # --- from nothing to flags --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [ExtractConfig, TuneConfig])
+@pytest.mark.parametrize("kind", [ExtractConfig, TuneConfig, PredictConfig, CompareConfig])
 def test_without_arguments_the_defaults(kind: type[Command]) -> None:
     assert load(kind) == kind()
 
@@ -58,7 +62,7 @@ def test_a_flag_is_no_longer_searched(flag: str) -> None:
     config = load(TuneConfig, flag, "--width", "32")
     assert isinstance(config, TuneConfig)
     assert config.trial == TrialConfig(learning_rate=0.01, width=32)
-    assert config.search.keys() == DEFAULT_SEARCH.keys() - {"learning_rate", "width"}
+    assert config.space.keys() == DEFAULT_SPACE.keys() - {"learning_rate", "width"}
 
 
 def test_the_last_file_given_is_the_one_read(tmp_path: Path) -> None:
@@ -73,10 +77,14 @@ def test_the_last_file_given_is_the_one_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        (ExtractConfig, "--frames INT T, frames per clip, spread evenly over it. (default: 16)"),
-        (ExtractConfig, "--timeout-s FLOAT Seconds that decoding a file may take. (default: 60.0)"),
+        (ExtractConfig, "--frames INT T, frames per clip. (default: 16)"),
+        (
+            ExtractConfig,
+            "--timeout-s FLOAT Seconds that decoding a clip may take: a whole video, or one window of it. "
+            "(default: 60.0)",
+        ),
         (TuneConfig, "--num-samples INT Number of trials. (default: 5)"),
-        (TuneConfig, "--learning-rate FLOAT AdamW's step size. (default: 0.0002)"),
+        (TuneConfig, "--batch-size INT Clips per step over all replicas. (default: 32)"),
     ],
 )
 def test_help_says_meaning_unit_and_default(
@@ -96,7 +104,7 @@ def test_help_says_meaning_unit_and_default(
     [
         ("outptu: x", "outptu is not a field; did you mean output?"),
         ("sampling: {framez: 3}", "sampling.framez is not a field; did you mean frames?"),
-        ("embedding: {net: 1}", "embedding.net is not a field; fields are: backbone"),
+        ("embedding: {net: 1}", "embedding.net is not a field; fields are: backbone, weights, device"),
         ("frames: 8", "frames is not a field; it belongs under sampling:"),
         ("sampling: {timeout_s: 3}", "sampling.timeout_s is not a field; it belongs under limits:"),
         ("sampling: {output: x}", "sampling.output is not a field; it belongs outside of any section"),
@@ -119,7 +127,7 @@ def test_a_mistake_in_a_file(content: str, said: str, tmp_path: Path) -> None:
         ("widht: [8]", "widht is not a field of a trial; did you mean width?"),
         ("width: []", "width has no values"),
         ("width: [32, 1]", "width: 1: must be greater than or equal to 4"),
-        ("model: [mlp]", "model: mlp: must be 'mean_pool' or 'bilstm_attention'"),
+        ("loss: [mse]", "loss: mse: must be 'cross_entropy' or 'focal'"),
         ("dropout: 0.3", "dropout = 0.3: must be a valid list"),
         ("dropout: {low: 0.5, high: 1.5}", "dropout: 1.5: must be less than 1"),
         ("dropout: {low: 0.5, high: 0}", "dropout = {'low': 0.5, 'high': 0}: low 0.5 must be below high 0"),
@@ -132,7 +140,7 @@ def test_a_mistake_in_a_file(content: str, said: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_in_a_search_space(content: str, said: str, tmp_path: Path) -> None:
-    assert error_in_file(TuneConfig, f"search: {{{content}}}", tmp_path) == f"search.{said}"
+    assert error_in_file(TuneConfig, f"space: {{{content}}}", tmp_path) == f"space.{said}"
 
 
 def error_in_file(kind: type[Command], content: str, folder: Path) -> str:
@@ -169,7 +177,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         (TuneConfig, "--seed 5 --seed -2", "--seed -2: must be greater than or equal to 0"),
         (TuneConfig, "--dropout 1", "--dropout 1: must be less than 1"),
         (TuneConfig, "--seed 2.5", "Error parsing --seed: invalid literal for int() with base 10: '2.5'"),
-        (TuneConfig, "--search width", "Unrecognized options: --search, width"),
+        (TuneConfig, "--space width", "Unrecognized options: --space, width"),
         (
             ExtractConfig,
             "--view x",
@@ -186,6 +194,63 @@ def test_a_mistake_in_a_flag(kind: type[Command], arguments: str, said: str) -> 
     assert error_of(kind, *arguments.split()) == said
 
 
+# --- fields that contradict each other ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--oversample", "class_weights and oversample each make rare classes count as much as common ones"),
+        ("--loss focal --focal-alpha balanced", "class_weights and focal_alpha balanced each make"),
+        (
+            "--loss focal --focal-alpha 1.5",
+            "focal_alpha 1.5 must be below 1: the other classes get 1 - alpha",
+        ),
+        ("--focal-alpha -1", "--focal-alpha -1: must be greater than 0"),
+        ("--warmup-epochs 40", "warmup_epochs 40 must be below epochs 40: the learning rate would never"),
+        (
+            "--plateau-factor 0.5 --plateau-patience 10",
+            "plateau_patience 10 must be below patience 10: the trial would stop before",
+        ),
+        ("--xla True --model gru", "xla cannot compile the cuDNN kernels of model gru"),
+        (
+            "--xla True --model tcn",
+            "xla cannot compile a step that several devices share in TensorFlow;",
+        ),
+        ("--xla False --backend jax", "xla false: JAX always compiles with XLA"),
+        ("--feeding fit --backend jax", "feeding fit is there to compare with the classic way"),
+    ],
+)
+def test_fields_that_cannot_work_together_are_refused(arguments: str, said: str) -> None:
+    assert error_of(TuneConfig, *arguments.split()).startswith(said)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--oversample --no-class-weights",
+        "--loss focal --focal-alpha balanced --no-class-weights",
+        "--loss focal --focal-alpha 0.25 0.75",
+        "--focal-alpha balanced",  # cross-entropy has no alpha
+        "--warmup-epochs 0.5 --epochs 1",
+        "--plateau-factor 0.5",
+        "--xla True --model tcn --gpus-per-trial 1",
+        "--xla True --model tcn --backend jax",
+        "--clip-norm None",
+    ],
+)
+def test_fields_that_go_together_are_not(arguments: str) -> None:
+    load(TuneConfig, *arguments.split())
+
+
+def test_a_search_that_could_draw_what_cannot_work_is_refused(tmp_path: Path) -> None:
+    content = "trial: {patience: 5}\nspace: {plateau_factor: [1, 0.5], plateau_patience: {low: 2, high: 5}}"
+    assert error_in_file(TuneConfig, content, tmp_path) == (
+        "the space can draw plateau_patience 5.0: plateau_patience 5 must be below patience 5: "
+        "the trial would stop before its learning rate is lowered"
+    )
+
+
 # --- files ------------------------------------------------------------------------------------------
 
 
@@ -195,7 +260,7 @@ def test_a_mistake_in_a_flag(kind: type[Command], arguments: str, said: str) -> 
         ExtractConfig(),
         ExtractConfig(input="ü/*.mp4", cpus=3, sampling=SamplingConfig(view="motion")),
         TuneConfig(),
-        TuneConfig(name="a", search={"width": [8], "dropout": Range(low=0, high=0.5)}),
+        TuneConfig(name="a", space={"batch_size": [8], "dropout": Range(low=0, high=0.5)}),
     ],
 )
 def test_what_is_written_reads_as_it_was(config: Command, tmp_path: Path) -> None:
@@ -205,7 +270,12 @@ def test_what_is_written_reads_as_it_was(config: Command, tmp_path: Path) -> Non
     assert load(type(config), "--config", str(file)) == config.model_copy(update={"config": str(file)})
 
 
-KINDS: dict[str, type[Command]] = {"extract": ExtractConfig, "tune": TuneConfig}
+KINDS: dict[str, type[Command]] = {
+    "extract": ExtractConfig,
+    "tune": TuneConfig,
+    "predict": PredictConfig,
+    "compare": CompareConfig,
+}
 
 
 def kind_of(preset: Path) -> type[Command]:
@@ -223,3 +293,58 @@ def test_every_preset_loads_and_says_how_to_use_it(preset: Path) -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_the_preset_of_a_command_is_its_built_in_default(name: str) -> None:
     assert read_yaml(KINDS[name], CONFIGS / f"{name}.yaml") == KINDS[name]()
+
+
+@pytest.mark.parametrize(("name", "trial"), [("before", BEFORE), ("after", AFTER)])
+def test_the_preset_of_a_way_to_train_is_the_built_in_one(name: str, trial: TrialConfig) -> None:
+    preset = read_yaml(TuneConfig, CONFIGS / f"{name}.yaml")
+    assert preset == TuneConfig(trial=trial, space={})
+
+
+def test_a_space_of_ones_own_is_the_whole_space() -> None:
+    assert TuneConfig().space_by_model and not TuneConfig(space={}).space_by_model
+    given = {"tcn": {"depth": [4]}}
+    assert TuneConfig(space={}, space_by_model=given).space_of("tcn") == {"depth": [4]}
+
+
+def test_a_space_of_a_model_goes_over_that_of_all() -> None:
+    trial = TrialConfig(model="gru")
+    config = TuneConfig(
+        trial=trial, space={"depth": [1], "width": [8]}, space_by_model={"tcn": {"depth": [4]}}
+    )
+    assert config.space_of("tcn") == {"depth": [4], "width": [8]}
+    assert config.space_of("gru") == {"depth": [1], "width": [8]}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            "space_by_model: {tcn: {wdith: [4]}}",
+            "space_by_model.tcn.wdith is not a field of a trial; did you mean width?",
+        ),
+        (
+            "space_by_model: {tcn: {model: [gru]}}",
+            "space_by_model.tcn.model: the model is drawn from space.model",
+        ),
+        (
+            "space: {width: [8, 16]}",
+            "space.width: model linear never looks at it; search model too, or leave it out",
+        ),
+        ("search: grid", "space.dropout is a range; search grid needs a list of values"),
+        ("space: {xla: {low: 0, high: 1}}", "space.xla is no number; give a list of values"),
+        ("space: {width: [8, 8]}", "space.width has a value twice"),
+        (
+            "space_by_model: {tcn: {depth: [17]}}",
+            "space_by_model.tcn.depth: 17: must be less than or equal to 16",
+        ),
+    ],
+)
+def test_a_mistake_in_a_space_by_model(content: str, said: str, tmp_path: Path) -> None:
+    assert error_in_file(TuneConfig, content, tmp_path) == said
+
+
+def test_every_field_of_a_trial_can_be_searched() -> None:
+    trial = TrialConfig(model="gru", loss="focal", focal_alpha=[0.3, 0.7])
+    space = {name: [value] for name, value in trial.model_dump().items()}
+    assert TuneConfig(space=space).space["focal_alpha"] == [[0.3, 0.7]]

@@ -1,6 +1,7 @@
 import logging
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -99,7 +100,43 @@ def test_on_a_terminal_one_line_rewritten_and_cleared() -> None:
     shown = os.read(terminal, 10_000).decode()
     os.close(terminal)
     os.close(its_end)
-    assert shown == f"\r\x1b[K{'a' * 59}\r\x1b[Kb\r\x1b[K"
+    assert shown == f"\r\x1b[J{'a' * 59}\r\x1b[Jb\r\x1b[J"
+
+
+def on_screen(written: str, columns: int) -> list[str]:
+    """What a terminal shows after this, by the few codes that are used."""
+    rows, row, column = [""], 0, 0
+    for code in re.findall(r"\x1b\[\d*[AJ]|[\r\n]|.", written):
+        if code == "\r":
+            column = 0
+        elif code == "\n":
+            row, column = row + 1, 0  # a terminal in its usual mode returns, too
+        elif code.endswith("A") and code != "A":
+            row -= int(code[2:-1])
+        elif code == "\x1b[J":
+            rows[row:] = [rows[row][:column]]
+        else:
+            if column == columns:
+                row, column = row + 1, 0
+            rows += [""] * (row + 1 - len(rows))
+            rows[row] = rows[row][:column] + code + rows[row][column + 1 :]
+            column += 1
+        rows += [""] * (row + 1 - len(rows))
+    return rows
+
+
+@pytest.mark.parametrize("columns", [60, 25])
+def test_a_table_is_rewritten_in_place_whatever_the_width(columns: int) -> None:
+    body = "line = LiveLine()\nLOG.info('before')\nline.show('a' * 50 + '\\nbb\\ncc')\n"
+    body += f"import os\nos.environ['COLUMNS'] = '{columns}'\nline.show('d\\ne')\n"
+    terminal, its_end = pty.openpty()
+    subprocess.run(command(body), stderr=its_end, env=os.environ | {"COLUMNS": "60"}, check=True)
+    shown = os.read(terminal, 10_000).decode()
+    os.close(terminal)
+    os.close(its_end)
+    # The terminal became narrower between the two: it has broken the first line.
+    screen = on_screen(shown.replace("\r\n", "\n"), columns)
+    assert screen[0].endswith("before") and screen[1:] == ["d", "e"]
 
 
 def test_a_path_is_shown_as_a_person_would_type_it(tmp_path, monkeypatch):

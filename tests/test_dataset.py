@@ -4,16 +4,33 @@ import numpy as np
 import pytest
 from features import make_store
 
-from raypipe.config import SplitConfig
-from raypipe.dataset import class_counts, leaks, load_dataset, split_dataset
+from raypipe.config import SplitConfig, TrialConfig
+from raypipe.dataset import (
+    check_trial,
+    class_counts,
+    data_digest,
+    deal_at_random,
+    leaks,
+    load_dataset,
+    split_dataset,
+)
 from raypipe.errors import UserError
 from raypipe.splits import TEST
+from raypipe.trial import ClipSet
 
 
 def test_clips_without_features_take_no_part(tmp_path):
     dataset = load_dataset(make_store(tmp_path, clips=10, failed=3))
     assert dataset.clips.features.shape == (10, 4, 8)
     assert dataset.outcomes == {"ok": 10, "failed": 3}
+
+
+def test_failed_clips_take_part_as_zeros_where_that_is_wanted(tmp_path):
+    store = make_store(tmp_path, clips=10, failed=3)
+    dataset, without = load_dataset(store, zero_fill=True), load_dataset(store)
+    assert (dataset.zero_filled, without.zero_filled) == (3, 0)
+    assert not dataset.clips.features[10:].any() and len(dataset.clips.labels) == 13
+    np.testing.assert_array_equal(dataset.clips.features[:10], without.clips.features)
 
 
 def test_tune_before_extract_is_an_error(tmp_path):
@@ -78,3 +95,66 @@ def test_class_counts_add_up(tmp_path):
     assert sum(row[2] for row in counts) == len(splits.test)
     assert [row[3] for row in counts] == [15, 15]
     assert np.isfinite(dataset.clips.features).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"view": "motion"}, "--view motion: the features are of view rgb"),
+        ({"loss": "focal", "focal_alpha": [1.0, 2.0, 3.0]}, "--focal-alpha has 3 numbers for 2 classes"),
+    ],
+)
+def test_a_trial_that_the_clips_cannot_serve_is_refused(tmp_path, fields, said):
+    clips = load_dataset(make_store(tmp_path)).clips
+    with pytest.raises(UserError, match=said):
+        check_trial(clips, TrialConfig(**fields))
+
+
+def test_differences_need_two_steps(tmp_path):
+    clips = load_dataset(make_store(tmp_path)).clips
+    check_trial(clips, TrialConfig(inputs="both"))
+    still = ClipSet(clips.video_ids, clips.features[:, :1], clips.labels, clips.class_names)
+    with pytest.raises(UserError, match="--inputs both: the features have one step"):
+        check_trial(still, TrialConfig(inputs="both"))
+
+
+# --- protocols ----------------------------------------------------------------------------------------
+
+
+def crossing(groups: list[str], sides: np.ndarray) -> int:
+    """Groups that have clips on more than one side."""
+    return sum(len({s for g, s in zip(groups, sides, strict=True) if g == name}) > 1 for name in set(groups))
+
+
+def test_random_folds_let_groups_leak_and_grouped_ones_do_not(tmp_path):
+    store = make_store(tmp_path, clips=80, clips_per_group=4)
+    dataset = load_dataset(store)
+    grouped = split_dataset(dataset, SplitConfig(), seed=0, store=store)
+    dealt = split_dataset(dataset, SplitConfig(protocol="random"), seed=0, store=store)
+    assert crossing(dataset.groups, grouped.sides) == 0 < crossing(dataset.groups, dealt.sides)
+    again = split_dataset(dataset, SplitConfig(protocol="both"), seed=0, store=store)
+    np.testing.assert_array_equal(again.sides, grouped.sides)
+
+
+def test_dealing_the_training_side_at_random_leaves_the_test_side_alone(tmp_path):
+    store = make_store(tmp_path, clips=80, clips_per_group=4)
+    dataset = load_dataset(store)
+    grouped = split_dataset(dataset, SplitConfig(), seed=0, store=store)
+    dealt = deal_at_random(dataset, grouped, seed=0)
+    np.testing.assert_array_equal(dealt.test, grouped.test)
+    assert crossing(dataset.groups, dealt.sides) > 0
+    for fold in range(5):
+        _, validation = dealt.fold(fold)
+        assert 0.4 <= dataset.clips.labels[validation].mean() <= 0.6, "classes stay balanced"
+
+
+def test_a_change_of_the_clips_shows_in_their_digest(tmp_path):
+    store = make_store(tmp_path / "one")
+    dataset = load_dataset(store)
+    splits = split_dataset(dataset, SplitConfig(), seed=0, store=store)
+    other = make_store(tmp_path / "other", clips=62)
+    more = load_dataset(other)
+    assert data_digest(dataset, splits) == data_digest(load_dataset(store), splits)
+    assert data_digest(dataset, splits) != data_digest(
+        more, split_dataset(more, SplitConfig(), seed=0, store=other)
+    )

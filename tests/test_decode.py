@@ -10,15 +10,8 @@ from clips import turn_video, write_video
 from numpy.typing import NDArray
 
 from raypipe.containers import DecodeError
-from raypipe.decode import (
-    ClipRequest,
-    DecodedClip,
-    FrameReader,
-    PacketEntry,
-    decode_clip,
-    keyframe_before,
-    motion_picture,
-)
+from raypipe.decode import ClipRequest, DecodedClip, FailedClip, decode_clips, motion_picture
+from raypipe.frames import FrameReader
 from raypipe.sampling import plan_frames, uniform_positions
 
 SIZE = 64
@@ -30,18 +23,21 @@ REQUEST = ClipRequest(
     min_frames=2,
     max_pixels=1 << 24,
     max_packets=10_000,
+    max_duration_s=1000.0,
 )
 RGB = replace(REQUEST, view="rgb")
 
 
-def decode(path: Path, request: ClipRequest = REQUEST) -> DecodedClip:
-    return decode_clip(str(path), request)
+def decode(path: Path | str, request: ClipRequest = REQUEST) -> DecodedClip:
+    (clip,) = decode_clips(str(path), request)
+    assert isinstance(clip, DecodedClip)
+    return clip
 
 
 def failure(path: Path | str, request: ClipRequest = REQUEST) -> tuple[str, str]:
     """The reason and the message with which a file is given up."""
     with pytest.raises(DecodeError) as caught:
-        decode_clip(str(path), request)
+        list(decode_clips(str(path), request))
     return caught.value.reason, str(caught.value)
 
 
@@ -58,6 +54,8 @@ def every_frame(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     with av.open(str(path)) as container:
         frames = list(container.decode(video=0))
     small = [f.reformat(SIZE, SIZE, "rgb24", interpolation="AREA").to_ndarray() for f in frames]
+    if frames[0].time is None:  # a raw stream
+        return np.stack(small), np.arange(len(frames)) / 30
     return np.stack(small), np.array([frame.time - frames[0].time for frame in frames])
 
 
@@ -107,23 +105,6 @@ def test_no_more_is_decoded_than_the_pictures_need(
     assert len(decoded) < 120
 
 
-@pytest.mark.parametrize(
-    ("keyframes", "times", "target", "found"),
-    [
-        ([0, 3], [0, 1, 2, 3, 4, 5], 5, 3),
-        ([0, 3], [0, 1, 2, 3, 4, 5], 3, 3),
-        ([0, 3], [0, 1, 2, 3, 4, 5], 2, 0),
-        ([0, 2], [0, 1, 4, 2, 3, 5], 3, 0),  # open GOP: shown before the keyframe, stored after it
-        ([0, 2], [0, 1, 4, 2, 3, 5], 5, 2),
-        ([2], [0, 1, 2, 3], 1, None),
-        ([], [0, 1], 1, None),
-    ],
-)
-def test_keyframe_before(keyframes: list[int], times: list[int], target: int, found: int | None) -> None:
-    packets = [PacketEntry(pts, i in keyframes) for i, pts in enumerate(times)]
-    assert keyframe_before(packets, target, times[target]) == found
-
-
 @pytest.mark.parametrize("keyframes", [12, 250])
 @pytest.mark.parametrize("steps", [1, 6, 16, 64])
 def test_pictures_equal_those_of_a_full_decode(keyframes: int, steps: int, tmp_path: Path) -> None:
@@ -136,6 +117,26 @@ def test_pictures_equal_those_of_a_full_decode(keyframes: int, steps: int, tmp_p
     pairs = zip(pictures[plan.frames], pictures[plan.partners], strict=True)
     np.testing.assert_array_equal(clip.pictures[steps:], [motion_picture(*pair) for pair in pairs])
     assert clip.frame_pts_s == pytest.approx(times_s[plan.frames])
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.ts", "raw.h264"])
+@pytest.mark.parametrize("policy", ["middle", "fps", "keyframes"])
+def test_every_policy_gives_the_frames_that_it_names(policy: str, name: str, tmp_path: Path) -> None:
+    path = write_video(tmp_path / name, options={"g": "12", "bf": "3"}, frames=100)
+    pictures, times_s = every_frame(path)
+    fps = 8.0 if policy == "fps" else None
+    with av.open(str(path)) as container:
+        keyframes = np.flatnonzero([frame.key_frame for frame in container.decode(video=0)])
+    plan = plan_frames(times_s, count=6, motion_gap_s=0.1, policy=policy, fps=fps, keyframes=keyframes)
+    clip = decode(path, replace(REQUEST, policy=policy, sample_fps=fps))
+    np.testing.assert_array_equal(clip.pictures[:6], pictures[plan.frames])
+    assert clip.frame_pts_s == pytest.approx(times_s[plan.frames])
+
+
+def test_a_window_without_a_keyframe_is_sampled_evenly(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.mp4", options={"g": "250"}, frames=100)
+    clips = list(decode_clips(str(path), replace(RGB, policy="keyframes", window_s=1.0)))
+    assert [len(set(clip.frame_pts_s)) for clip in clips if isinstance(clip, DecodedClip)] == [1, 6, 6]
 
 
 def test_views(clip_path: Path) -> None:
@@ -200,14 +201,78 @@ def test_facts(clip_path: Path) -> None:
     assert (facts.fps, facts.duration_s) == pytest.approx((30, 100 / 30))
 
 
+# --- several clips a file ---------------------------------------------------------------------------
+
+
+WINDOWS = replace(REQUEST, window_s=1.0, min_frames=1)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "raw.h264"])
+@pytest.mark.parametrize("stride_s", [1.0, 0.4])
+def test_windows_equal_clips_of_their_own(name: str, stride_s: float, tmp_path: Path) -> None:
+    """Each window has the pictures of a full decode, and overlapping ones cost no second decode."""
+    path = write_video(tmp_path / name, frames=100, options={"g": "30"})
+    pictures, times_s = every_frame(path)
+    clips = list(decode_clips(str(path), replace(WINDOWS, stride_s=stride_s)))
+    assert [clip.span.index for clip in clips] == list(range(len(clips)))
+    assert [clip.span.is_last for clip in clips] == [False] * (len(clips) - 1) + [True]
+    assert [clip.span.start_s for clip in clips] == pytest.approx(np.arange(len(clips)) * stride_s)
+    assert len(clips) == (3 if stride_s == 1 else 8)
+    for clip in clips:
+        assert isinstance(clip, DecodedClip)
+        inside = np.flatnonzero((times_s > clip.span.start_s - 0.01) & (times_s < clip.span.end_s - 0.01))
+        plan = plan_frames(times_s[inside], count=6, motion_gap_s=0.1)
+        np.testing.assert_array_equal(clip.pictures[:6], pictures[inside][plan.frames])
+        pairs = zip(pictures[inside][plan.frames], pictures[inside][plan.partners], strict=True)
+        np.testing.assert_array_equal(clip.pictures[6:], [motion_picture(*pair) for pair in pairs])
+        assert clip.frame_pts_s == pytest.approx(times_s[inside][plan.frames])
+        assert clip.facts.frame_count == 100
+
+
+def test_overlapping_windows_are_decoded_once(clip_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    decode_packet = FrameReader._decode_packet
+
+    def count(reader: FrameReader, packet: object) -> list[av.VideoFrame]:
+        decoded.append(packet)
+        return decode_packet(reader, packet)
+
+    monkeypatch.setattr(FrameReader, "_decode_packet", count)
+    clips = list(decode_clips(str(clip_path), replace(WINDOWS, stride_s=0.1, frames=16)))
+    assert len(clips) > 25
+    assert len(decoded) <= 101  # every packet, and the end
+
+
+def test_going_on_from_a_clip(clip_path: Path) -> None:
+    whole = list(decode_clips(str(clip_path), WINDOWS))
+    rest = list(decode_clips(str(clip_path), WINDOWS, first=2))
+    assert [clip.span for clip in rest] == [clip.span for clip in whole[2:]]
+    np.testing.assert_array_equal(rest[0].pictures, whole[2].pictures)
+
+
+def test_damage_stays_where_it_is(tmp_path: Path) -> None:
+    """A hole in the third of five seconds: the others are whole."""
+    path = write_video(tmp_path / "clip.mp4", frames=150, options={"g": "30", "bf": "0", "sc_threshold": "0"})
+    with av.open(str(path)) as container:
+        positions = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    content = bytearray(path.read_bytes())
+    start, end = positions[61][0], sum(positions[89])
+    content[start:end] = bytes(end - start)
+    path.write_bytes(content)
+    clips = list(decode_clips(str(path), replace(WINDOWS, min_frames=3)))
+    assert [isinstance(clip, FailedClip) for clip in clips] == [False, False, True, False, False]
+    assert clips[2].reason == "damaged" and clips[2].message.startswith("0 of 6 frames could be decoded; ")
+    assert [clip.frame_ok for clip in clips if isinstance(clip, DecodedClip)] == [[True] * 6] * 4
+    (only,) = decode_clips(str(path), replace(RGB, frames=150))
+    assert [not 61 <= number < 90 for number in range(150)] == only.frame_ok
+
+
 # --- damage -----------------------------------------------------------------------------------------
 
 
 def test_a_file_cut_in_its_index_is_no_video(clip_path: Path, tmp_path: Path) -> None:
-    assert failure(cut(clip_path, tmp_path, 0.5)) == (
-        "not_video",
-        "Invalid data found when processing input",
-    )
+    reason, message = failure(cut(clip_path, tmp_path, 0.5))
+    assert reason == "not_video" and message.endswith("moov atom not found")
 
 
 @pytest.mark.parametrize("name", ["clip.ts", "clip.mkv", "clip.avi", "fast.mp4"])

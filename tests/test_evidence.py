@@ -5,22 +5,14 @@ from features import make_store
 from raypipe.cluster import Claim
 from raypipe.config import SplitConfig
 from raypipe.dataset import load_dataset, split_dataset
-from raypipe.evidence import evaluate_side, notes, score, versions, worst_misses
-from raypipe.training import ClipSet
+from raypipe.evidence import evaluate_side, notes, score, versions
+from raypipe.trial import ClipSet
 
 CLIPS = ClipSet(
     ["a", "b", "c", "d"], np.zeros((4, 1, 1), np.float16), np.array([0, 0, 1, 1]), ["calm", "fight"]
 )
 PROBABILITIES = np.array([[0.4, 0.6], [0.1, 0.9], [0.2, 0.8], [np.nan, np.nan]], np.float32)
 TWO_CPUS = Claim(cpus=1, gpus=0, replicas=2)
-
-
-def test_the_worst_mistakes_come_first_and_clips_without_answer_are_none():
-    misses = worst_misses(CLIPS, PROBABILITIES)
-    assert [(miss.video_id, miss.truth, miss.predicted) for miss in misses] == [
-        ("b", "calm", "fight"),
-        ("a", "calm", "fight"),
-    ]
 
 
 def test_a_side_is_the_clips_that_have_an_answer():
@@ -32,9 +24,8 @@ def test_a_side_is_the_clips_that_have_an_answer():
 @pytest.mark.parametrize(
     ("store", "said"),
     [
-        ({"failed": 2}, "2 videos failed in extraction"),
+        ({"failed": 2}, "2 clips failed in extraction and take no part"),
         ({"grouped": False}, "The videos have no groups"),
-        ({}, "Intervals take clips as independent"),
         ({}, "GPU use, memory and energy were not measured: the cluster has no GPU."),
     ],
 )

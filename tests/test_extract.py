@@ -1,57 +1,31 @@
-import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from clips import write_video
+from networks import onnx_model
+from runs import Run, extract, object_store, one_ray, write_videos
 
 from raypipe.backbones import load_backbone
-from raypipe.config import ExtractConfig, LimitsConfig, SamplingConfig, read_yaml
-from raypipe.decode import ClipRequest, decode_clip
-from raypipe.errors import RunFailed
-from raypipe.extract import main, progress_line
+from raypipe.config import EmbeddingConfig, ExtractConfig, LimitsConfig, SamplingConfig, read_yaml
+from raypipe.decode import ClipRequest, decode_clips
+from raypipe.errors import RunFailed, UserError
+from raypipe.extract import gpus_for, main
+from raypipe.outcomes import full_run
+from raypipe.progress import progress_line
 from raypipe.store import FeatureStore, features_array
-
-SAMPLING = SamplingConfig(frames=4, frame_size=64)
-FLAGS = ["--frames", "4", "--frame-size", "64"]
 
 
 @pytest.fixture(scope="module")
 def _ray() -> Iterator[None]:
-    """One cluster for all extractions in this process: starting one takes longer than all of them."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@dataclass(frozen=True)
-class Run:
-    """A folder of videos and the store that was made of it."""
-
-    videos: Path
-    store: Path
-
-    def config(self, **fields: object) -> ExtractConfig:
-        paths = {"input": str(self.videos), "output": str(self.store)}
-        return ExtractConfig.model_validate(paths | {"sampling": SAMPLING} | fields)
-
-    def rows(self, *columns: str) -> list[tuple[object, ...]]:
-        table = FeatureStore(self.store).read(list(columns))
-        return list(zip(*table.to_pydict().values(), strict=True))
-
-    def shards(self) -> dict[str, int]:
-        return {shard.name: shard.stat().st_mtime_ns for shard in FeatureStore(self.store).shards()}
+    with one_ray():
+        yield
 
 
 BIG = LimitsConfig(max_pixels=128 * 96)
@@ -81,6 +55,8 @@ def again(first: Run, tmp_path: Path) -> Run:
     return Run(tmp_path / "videos", tmp_path / "features")
 
 
+NO_INDEX = "Invalid data found when processing input; mov,mp4,m4a,3gp,3g2,mj2: moov atom not found"
+
 # --- the first run ----------------------------------------------------------------------------------
 
 
@@ -90,8 +66,8 @@ def test_every_video_is_one_row_with_outcome_and_reason(first: Run) -> None:
         ("calm/2\\xff.mp4", "calm", "ok", None, None),
         ("fight/3.avi", "fight", "ok", None, None),
         ("fight/big.mp4", "fight", "failed", "too_large", "160x96 pixels are more than --max-pixels 12288"),
-        ("fight/cut.mp4", "fight", "failed", "not_video", "Invalid data found when processing input"),
-        ("text.mp4", None, "failed", "not_video", "Invalid data found when processing input"),
+        ("fight/cut.mp4", "fight", "failed", "not_video", NO_INDEX),
+        ("text.mp4", None, "failed", "not_video", NO_INDEX),
     ]
 
 
@@ -114,9 +90,10 @@ def test_features_are_those_of_the_pictures(first: Run) -> None:
         min_frames=4,
         max_pixels=1 << 20,
         max_packets=1000,
+        max_duration_s=1000.0,
     )
-    clip = decode_clip(str(first.videos / "calm" / "1.mp4"), request)
-    vectors = load_backbone("efficientnet_lite0").session()(clip.pictures).astype(np.float16)
+    (clip,) = decode_clips(str(first.videos / "calm" / "1.mp4"), request)
+    vectors = load_backbone("efficientnet_lite0").network().session()(clip.pictures).astype(np.float16)
     stored = features_array(table["features"].slice(0, 1), FeatureStore(first.store).spec())[0]
     np.testing.assert_allclose(stored, np.concatenate([vectors[:4], vectors[4:]], axis=1), atol=2e-3)
     assert stored.shape == (4, 2 * 1280) and np.ptp(stored, axis=0).max() > 0.1
@@ -127,13 +104,105 @@ def test_features_are_those_of_the_pictures(first: Run) -> None:
 
 def test_what_lies_beside_the_shards(first: Run) -> None:
     names = {path.name for path in first.store.iterdir()} - first.shards().keys()
-    assert names == {".lock", "features.json", "summary.json", "config.yaml"}
+    assert names == {".lock", "features.json", "summary.json", "config.yaml", "failures.csv"}
     assert read_yaml(ExtractConfig, first.store / "config.yaml") == first.config(limits=BIG)
     summary = json.loads((first.store / "summary.json").read_text())
     assert (summary["videos"], summary["extracted"], summary["done_before"]) == (6, 6, 0)
     assert summary["outcomes"] == {"ok": 3, "failed": 3}
     assert summary["reasons"] == {"too_large": 1, "not_video": 2}
     assert summary["cpu_s"].keys() == {"decode", "embed"} and min(summary["cpu_s"].values()) > 0
+
+
+def test_a_network_of_ones_own(again: Run, tmp_path: Path, _ray: None) -> None:
+    """It is loaded to extract, and no more to find that nothing is to be done."""
+    network = tmp_path / "means.onnx"
+    network.write_bytes(onnx_model(size=64))
+    own = Run(again.videos, tmp_path / "own")
+    embedding = EmbeddingConfig(backbone=str(network))
+    main(own.config(embedding=embedding, limits=BIG))
+    spec = FeatureStore(own.store).spec()
+    assert (spec.backbone, spec.dim) == (str(network), 6)
+    (features,) = features_array(FeatureStore(own.store).read(["features"])["features"].slice(0, 1), spec)
+    assert features.shape == (4, 6) and features[:, :3].min() > 0
+    done = run_elsewhere(f"""
+from raypipe.config import EmbeddingConfig
+embedding = EmbeddingConfig(backbone={str(network)!r})
+summary = main(config_of({str(again.videos)!r}, {str(own.store)!r}, embedding=embedding))
+print(summary["extracted"], sorted({{"ray", "av", "onnxruntime", "keras", "pandas"}} & sys.modules.keys()))
+""")
+    assert done.stdout == "0 []\n", done.stderr
+    other = tmp_path / "other.onnx"
+    other.write_bytes(onnx_model(size=64, gain=2.0))
+    network.write_bytes(other.read_bytes())
+    with pytest.raises(UserError, match=r"weights_digest is .* there and .* here"):
+        main(own.config(embedding=embedding))
+
+
+def test_gpus_embed_what_the_cores_decode(first: Run, tmp_path: Path) -> None:
+    """On GPUs that Ray only believes in: where each step runs, not how fast."""
+    own = Run(first.videos, tmp_path / "features")
+    done = run_elsewhere(f"""
+import os
+os.environ["RAYPIPE_FAKE_GPUS"] = "1"
+import ray
+from raypipe import extract
+from raypipe.config import LimitsConfig
+places = Path({str(tmp_path)!r})
+def note(step):
+    ids = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+    (places / f"{{step}}-{{os.getpid()}}").write_text(",".join(ids))
+class DecodeTables(extract.DecodeTables):
+    def __init__(self, *given):
+        note("decode")
+        super().__init__(*given)
+class EmbedTables(extract.EmbedTables):
+    def __init__(self, *given):
+        note("embed")
+        super().__init__(*given)
+extract.DecodeTables, extract.EmbedTables = DecodeTables, EmbedTables
+ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
+limits = LimitsConfig(max_pixels=128 * 96)
+print(main(config_of({str(own.videos)!r}, {str(own.store)!r}, limits=limits))["outcomes"])
+""")
+    assert done.stdout == "{'ok': 3, 'failed': 3}\n", done.stderr
+    held = {step: [p.read_text() for p in tmp_path.glob(f"{step}-*")] for step in ("decode", "embed")}
+    assert set(held["decode"]) == {""} and len(held["decode"]) == 2
+    assert set(held["embed"]) <= {"0", "1"} and held["embed"]
+    features = {
+        store: FeatureStore(store).read(["video_id", "outcome", "reason", "features"])
+        for store in (own.store, first.store)
+    }
+    assert features[own.store].equals(features[first.store])
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "words"),
+    [
+        ("gpu", 0, "--device gpu: the cluster has no GPU"),
+        ("gpu", 2, "--device gpu: this ONNX Runtime cannot"),
+    ],
+)
+def test_gpus_that_are_asked_for_in_vain(device: str, gpus: int, words: str) -> None:
+    network = load_backbone("efficientnet_lite0").network()
+    with pytest.raises(UserError, match=words):
+        gpus_for(network, gpus, EmbeddingConfig(device=device))
+    assert gpus_for(network, gpus, EmbeddingConfig(device="cpu")) == 0
+    assert gpus_for(network, gpus, EmbeddingConfig()) == 0
+
+
+FULL = {"videos": 6, "wall_s": 9.0, "videos_per_s": 0.667}
+
+
+@pytest.mark.parametrize(
+    ("summary", "previous", "kept"),
+    [
+        (FULL | {"extracted": 6, "done_before": 0}, {}, FULL),
+        (FULL | {"extracted": 0, "done_before": 6, "wall_s": 0.3}, {"full_run": FULL}, FULL),
+        (FULL | {"extracted": 2, "done_before": 4}, {}, None),
+    ],
+)
+def test_the_summary_keeps_what_a_full_run_took(summary: dict, previous: dict, kept: dict | None) -> None:
+    assert full_run(summary, previous) == kept
 
 
 # --- further runs -----------------------------------------------------------------------------------
@@ -145,12 +214,24 @@ def run_elsewhere(code: str) -> subprocess.CompletedProcess[str]:
 import sys
 from pathlib import Path
 from raypipe.config import ExtractConfig, SamplingConfig
-from raypipe.extract import main
+from raypipe.extract import gpus_for, main
 def config_of(input, output, **fields):
     sampling = SamplingConfig(frames=4, frame_size=64)
     return ExtractConfig(input=input, output=output, sampling=sampling, **fields)
 """
     return subprocess.run([sys.executable, "-c", preamble + code], capture_output=True, text=True)
+
+
+def test_pictures_do_not_pass_through_the_object_store(tmp_path: Path, _ray: None) -> None:
+    """Theirs would be twice what the object store holds."""
+    videos, network = write_videos(tmp_path / "videos", 30), tmp_path / "means.onnx"
+    network.write_bytes(onnx_model(size=224))
+    run, before = Run(videos, tmp_path / "features"), object_store()
+    embedding, sampling = EmbeddingConfig(backbone=str(network)), SamplingConfig(frames=16, view="both")
+    assert main(run.config(embedding=embedding, sampling=sampling))["outcomes"] == {"ok": 30}
+    after = object_store()
+    pictures = 30 * 2 * 16 * 224 * 224 * 3
+    assert after["spilled"] == 0 and after["created"] - before["created"] < pictures / 100
 
 
 def test_with_nothing_new_no_ray_and_no_decoder(again: Run) -> None:
@@ -225,111 +306,6 @@ def test_max_failed(max_failed: float, passes: bool, again: Run) -> None:
         f"everything finished is kept in {again.store}"
     )
     assert len(again.rows("video_id")) == 6
-
-
-# --- faults -----------------------------------------------------------------------------------------
-
-
-ALL_60 = [(f"a/{number:02}.mp4",) for number in range(60)]
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 small videos."""
-    folder = tmp_path_factory.mktemp("many")
-    template = write_video(folder / "a" / "00.mp4", frames=30)
-    for number in range(1, 60):
-        shutil.copy(template, folder / "a" / f"{number:02}.mp4")
-    return folder
-
-
-def workers(name: str) -> list[int]:
-    """The processes of these actors that are at work in this process's cluster: children of its raylet."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has just ended
-            title = (folder / "cmdline").read_text()
-            if f"({name})).submit" in title and parent(parent(int(folder.name))) == os.getpid():
-                found.append(int(folder.name))
-    return found
-
-
-def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-
-
-def test_a_killed_worker_costs_no_video(many: Path, tmp_path: Path, _ray: None) -> None:
-    run = Run(many, tmp_path / "features")
-    killed = []
-
-    def kill(name: str) -> None:
-        while not (pids := workers(name)):
-            time.sleep(0.01)
-        os.kill(pids[0], signal.SIGKILL)
-        killed.append(name)
-
-    for name in ("DecodeClips", "EmbedClips"):
-        threading.Thread(target=kill, args=(name,), daemon=True).start()
-    summary = main(run.config(shard_rows=4))
-    assert sorted(killed) == ["DecodeClips", "EmbedClips"]
-    assert summary["outcomes"] == {"ok": 60}
-    assert run.rows("video_id") == ALL_60
-
-
-def extract(*arguments: str) -> "subprocess.Popen[str]":
-    """The command, in a process group of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "raypipe.extract", *arguments, *FLAGS],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def interrupt(run: Run, number: signal.Signals) -> tuple[int, str]:
-    """Starts the command, sends the signal once a shard is there; exit status and what it said."""
-    child = extract("--input", str(run.videos), "--output", str(run.store), "--shard-rows", "4")
-    while not run.shards():
-        assert child.poll() is None, child.communicate()
-        time.sleep(0.02)
-    child.send_signal(number)
-    said = child.communicate(timeout=60)[1]
-    assert 0 < len(run.rows("video_id")) < 60
-    return child.returncode, said
-
-
-def test_a_killed_run_is_gone_on_with(
-    many: Path, tmp_path: Path, _ray: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
-    run = Run(many, tmp_path / "features")
-    assert interrupt(run, signal.SIGKILL)[0] == -signal.SIGKILL
-    done, kept = len(run.rows("video_id")), run.shards()
-    summary = main(run.config(shard_rows=4))
-    assert (summary["done_before"], summary["extracted"]) == (done, 60 - done)
-    assert run.rows("video_id") == ALL_60
-    assert kept.items() <= run.shards().items()
-    assert not (run.store / ".staging").exists()
-
-
-@pytest.mark.slow
-def test_a_stopped_run_is_gone_on_with(many: Path, tmp_path: Path) -> None:
-    run = Run(many, tmp_path / "features")
-    status, said = interrupt(run, signal.SIGTERM)
-    assert status == 1 and "Traceback" not in said
-    assert said.splitlines()[-1] == (
-        "stopped by SIGTERM; what was finished is kept, run the same command to go on"
-    )
-    done = len(run.rows("video_id"))
-    assert not (run.store / ".staging").exists()
-
-    child = extract("--input", str(many), "--output", str(run.store))  # starts a cluster of its own
-    out, said = child.communicate(timeout=120)
-    assert (child.returncode, out) == (0, "") and "Traceback" not in said
-    assert f"60 videos: {done} done before, {60 - done} to do" in said
-    assert "60 videos: 60 ok, 0 partial, 0 failed in 0:" in said.splitlines()[-1]
-    assert run.rows("video_id") == ALL_60
 
 
 # --- the command line -------------------------------------------------------------------------------

@@ -34,8 +34,20 @@ def importers(package: str) -> set[str]:
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
-        ("ray", {"extract.py", "tune.py", "predict.py", "compare.py", "cluster.py"}),
+        (
+            "ray",
+            {
+                "extract.py",
+                "tune.py",
+                "predict.py",
+                "compare.py",
+                "cluster.py",
+                "monitoring.py",
+                "lost_nodes.py",
+            },
+        ),
         ("tensorflow", {"replicas.py"}),
+        ("jax", {"replicas_jax.py"}),
     ],
 )
 def test_only_these_modules_import(package: str, allowed: set[str]) -> None:

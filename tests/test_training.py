@@ -1,64 +1,130 @@
+"""A trial that was killed goes on with the same results to the last digit: real processes, real SIGKILL."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import h5py
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from train_trial import CONFIG
 
-from raypipe.config import TrialConfig
-from raypipe.splits import TEST, Splits
-from raypipe.training import (
-    ClipSet,
-    Epoch,
-    best_epoch,
-    class_weights,
-    cross_entropy,
-    epoch_order,
-    out_of_fold,
-    stopped,
-)
+pytestmark = pytest.mark.timeout(900)  # starts several processes, on machines that may be busy
+SCRIPT = Path(__file__).with_name("train_trial.py")
+TIMES = {"epoch_s", "data_share"}
+KILLS = [
+    [("epoch", 1), ("fold", 5), ("epoch", 6)],  # after epoch 1, in the midst of epoch 3, after epoch 6
+    [("rename", 9), ("fold", 2), ("rename", 10)],  # all in epoch 2; the last one is the commit itself
+]
+"""Two trials, and where each is killed, one kill after the other."""
 
 
-def epoch(number: int, *fold_losses: float) -> Epoch:
-    """An epoch of two folds with two clips each; its probabilities tell which epoch they are from."""
-    probabilities = np.full((5, 2), number / 10, np.float32)
-    return Epoch(number, 0.0, fold_losses, probabilities, 0.0)
+def run(folder: Path, how: str = "", where: int = 0) -> None:
+    command = [sys.executable, SCRIPT, folder, *([how, str(where)] if how else [])]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == (-signal.SIGKILL if how else 0), process.stderr[-3000:]
 
 
-SPLITS = Splits(np.array([0, 0, 1, 1, TEST]), folds=2)
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory) -> list[Path]:
+    """The same trial's folder: never killed, and killed as KILLS has it."""
+    folder = tmp_path_factory.mktemp("trials")
+
+    def train(number: int, kills: list[tuple[str, int]]) -> Path:
+        for how, where in kills:
+            run(folder / str(number), how, where)
+        run(folder / str(number))
+        return folder / str(number)
+
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(train, range(3), [[], *KILLS]))
 
 
-def test_each_fold_is_judged_at_the_epoch_that_is_best_for_the_others():
-    epochs = [epoch(1, 0.1, 0.9), epoch(2, 0.5, 0.5), epoch(3, 0.9, 0.1)]
-    chosen = out_of_fold(epochs, SPLITS)[:, 0]
-    # Fold 0's own best is epoch 1, but fold 1's is epoch 3, so fold 0 is judged there; and the other way.
-    assert chosen[:4].tolist() == pytest.approx([0.3, 0.3, 0.1, 0.1])
-    assert np.isnan(chosen[4]), "the test side has no prediction"
+def history(folder: Path) -> list[dict[str, str]]:
+    rows = csv.DictReader((folder / "history.csv").read_text().splitlines())
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
 
 
-def test_stopping_counts_epochs_since_the_best():
-    epochs = [epoch(1, 0.5, 0.5), epoch(2, 0.2, 0.4), epoch(3, 0.4, 0.4), epoch(4, 0.5, 0.5)]
-    assert best_epoch(epochs) == 2
-    assert [stopped(epochs, patience) for patience in (1, 2, 3)] == [True, True, False]
-    assert not stopped([], 1)
+def weights(model: Path) -> dict[str, np.ndarray]:
+    found = {}
+    with zipfile.ZipFile(model) as file, h5py.File(file.open("model.weights.h5")) as tree:
+        tree.visititems(lambda name, item: found.update({name: item[()]} if hasattr(item, "shape") else {}))
+    return found
 
 
-def test_an_epoch_has_full_batches_and_every_clip():
-    order = epoch_order(np.arange(10, 23), 8, seed=(0, 1, 2))
-    assert len(order) == 16
-    assert set(order.tolist()) == set(range(10, 23))
-    assert order.tolist() == epoch_order(np.arange(10, 23), 8, seed=(0, 1, 2)).tolist()
-    assert order.tolist() != epoch_order(np.arange(10, 23), 8, seed=(0, 1, 3)).tolist()
+def curves(folder: Path) -> dict[str, list[tuple]]:
+    """What TensorBoard shows: scalars and histograms."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
+    events.Reload()
+    tags = events.Tags()
+    shown = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags["scalars"]}
+    shown |= {
+        tag: [(e.step, e.tensor_proto.tensor_content) for e in events.Tensors(tag)] for tag in tags["tensors"]
+    }
+    return {tag: points for tag, points in shown.items() if tag not in TIMES}
 
 
-def test_fewer_clips_than_a_batch_fill_one():
-    assert sorted(epoch_order(np.array([4, 5]), 4, seed=(0,)).tolist()) == [4, 4, 5, 5]
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_killed_trial_goes_on_to_the_last_digit(trials, number):
+    whole, killed = trials[0], trials[number]
+    assert json.loads((killed / "epochs.json").read_text()) == json.loads((whole / "epochs.json").read_text())
+    assert history(killed) == history(whole)
+    assert (killed / "hard_examples.csv").read_text() == (whole / "hard_examples.csv").read_text()
+    with np.load(whole / "state/folds.npz") as one, np.load(killed / "state/folds.npz") as other:
+        assert one.files == other.files
+        for name in one.files:
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    assert curves(killed) == curves(whole)
 
 
-def test_class_weights_make_classes_weigh_the_same():
-    clips = ClipSet([], np.zeros((8, 1, 1), np.float16), np.array([0] * 6 + [1] * 2), ["common", "rare"])
-    weights = class_weights(clips, np.arange(8), TrialConfig(class_weights=True))
-    assert weights.tolist() == pytest.approx([8 / 12, 8 / 4])
-    assert class_weights(clips, np.arange(8), TrialConfig(class_weights=False)).tolist() == [1.0, 1.0]
+@pytest.mark.parametrize("number", [1, 2])
+def test_its_checkpoints_are_those_of_a_trial_never_killed(trials, number):
+    models = sorted(file.name for file in (trials[0] / "checkpoints").iterdir())
+    assert sorted(file.name for file in (trials[number] / "checkpoints").iterdir()) == models
+    for model in models:
+        one, other = (weights(folder / "checkpoints" / model) for folder in (trials[0], trials[number]))
+        assert one.keys() == other.keys() and len(one) > 5
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name], err_msg=f"{model} {name}")
 
 
-def test_cross_entropy_by_hand():
-    probabilities = np.array([[0.5, 0.5], [0.0, 1.0]], np.float32)
-    assert cross_entropy(np.array([0, 1]), probabilities) == pytest.approx(np.log(2) / 2)
-    assert cross_entropy(np.array([0, 0]), probabilities) == pytest.approx((np.log(2) - np.log(1e-7)) / 2)
+def test_what_a_kill_could_have_lost_was_in_use_here(trials):
+    rows = history(trials[0])
+    rates = [float(row["learning_rate"]) for row in rows]
+    assert len(rows) == CONFIG.epochs
+    with np.load(trials[0] / "state/folds.npz") as state:
+        singles = [state[name][0] for name in state.files if state[name].shape == (3,)]
+    assert any(0 < value < 1 for value in singles), "the plateau lowered its factor"
+    assert rates[0] > rates[-1] > 0
+
+
+def test_what_is_kept_of_a_trial(trials):
+    folder = trials[0]
+    kept = {file.name for file in (folder / "checkpoints").iterdir()}
+    folds = ("fold-1", "fold-2", "fold-3")
+    names = ("best", "epoch-0002", "epoch-0004", "epoch-0006")
+    assert kept == {f"{fold}-{name}.keras" for fold in folds for name in names}
+    row = history(folder)[-1]
+    assert (row["gpu_use"], row["gpu_memory_mb"], row["energy_j"]) == ("", "", ""), "not measured here"
+    assert {"recall_calm", "recall_fight", "precision", "recall", "f1", "auc", "train_loss"} <= row.keys()
+    hard = list(csv.DictReader((folder / "hard_examples.csv").read_text().splitlines()))
+    assert len(hard) == 27 and float(hard[0]["loss"]) > float(hard[-1]["loss"])
+    histograms = [tag for tag in curves(folder) if tag.startswith("fold-2/") and "kernel" in tag]
+    assert histograms
+    assert len(list(folder.rglob("*.xplane.pb"))) == 1, "a profile of one epoch"
+
+
+def test_the_best_checkpoint_is_of_the_best_epoch(trials):
+    losses = [float(row["loss"]) for row in history(trials[0])]
+    best = losses.index(min(losses)) + 1
+    if best % 2 == 0:
+        names = ("best", f"epoch-{best:04}")
+        one, other = (weights(trials[0] / "checkpoints" / f"fold-1-{name}.keras") for name in names)
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])

@@ -4,30 +4,35 @@ The machine has no GPU. Ray is told of four, and logical CPU devices stand in fo
 what is tested is who gets which, and that everything after works the same.
 """
 
+import contextlib
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from features import SPEC, make_store
+from s3 import Bucket
 
 from raypipe.config import Range, SplitConfig, TrialConfig, TuneConfig
 from raypipe.dataset import load_dataset, split_dataset
 from raypipe.errors import UserError
+from raypipe.storage import RemotePath
 from raypipe.store import FeatureStore
-from raypipe.tune import check_search, error_sentence, merged, new_run_folder
+from raypipe.tune import begin, begun, check_search, new_run_folder
 
 
 @pytest.mark.parametrize(
     "config",
     [
         TuneConfig(trial=TrialConfig(batch_size=33)),
-        TuneConfig(search={"batch_size": [32, 33]}),
-        TuneConfig(search={"batch_size": Range(low=16, high=64)}),
+        TuneConfig(space={"batch_size": [32, 33]}),
+        TuneConfig(space={"batch_size": Range(low=16, high=64)}),
     ],
 )
 def test_a_batch_that_does_not_divide_is_refused(config):
@@ -37,20 +42,26 @@ def test_a_batch_that_does_not_divide_is_refused(config):
 
 def test_a_run_never_overwrites_another(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert [new_run_folder(None).name for _ in range(3)] == ["tune", "tune-2", "tune-3"]
-    assert new_run_folder("mine").name == "mine"
-    with pytest.raises(UserError, match=r"--name mine: .* exists; choose another name"):
-        new_run_folder("mine")
+    assert [new_run_folder(tmp_path, None).name for _ in range(3)] == ["tune", "tune-2", "tune-3"]
+    assert new_run_folder(tmp_path, "mine").name == "mine"
+    with pytest.raises(UserError, match=r"--name mine: .* exists; choose another name, or go on with it"):
+        new_run_folder(tmp_path, "mine")
 
 
-def test_the_search_draws_over_what_is_fixed():
-    config = merged(TrialConfig(width=32, dropout=0.1), {"width": 64})
-    assert (config.width, config.dropout) == (64, 0.1)
-
-
-def test_an_error_is_one_sentence():
-    assert error_sentence("Failure # 1\nTraceback ...\nValueError: no memory\n") == "ValueError: no memory"
-    assert error_sentence("") == "unknown error"
+def test_in_a_bucket_a_run_is_there_once_something_is_in_it():
+    results = RemotePath(Bucket().uri("results"))
+    first, second = new_run_folder(results, None), new_run_folder(results, None)
+    assert first == second == results / "tune"
+    begin(TuneConfig(), first)
+    with pytest.raises(UserError, match="another run began there at the same time; run the command again"):
+        begin(TuneConfig(), second)
+    assert new_run_folder(results, None).name == "tune-2"
+    with pytest.raises(UserError, match=r"--name tune: s3://.* exists; .*--resume 's3://"):
+        new_run_folder(results, "tune")
+    config, folder = begun(TuneConfig(resume=str(first)))
+    assert (config, folder) == (TuneConfig(), first)
+    with pytest.raises(UserError, match="no run there"):
+        begun(TuneConfig(resume=str(results / "tune-2")))
 
 
 def run_tune(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -67,6 +78,7 @@ def run_tune(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedP
     ("arguments", "sentence"),
     [
         (["--features", "nowhere"], "no feature store there; run python -m raypipe.extract first"),
+        (["--retry-failed"], "--retry-failed: goes with --resume results/NAME"),
         (["--num-samples", "0"], "--num-samples 0: must be greater than or equal to 1"),
         (["--model", "resnet"], "invalid choice 'resnet'"),
     ],
@@ -81,15 +93,30 @@ def test_wrong_use_is_one_sentence_and_status_2(tmp_path, arguments, sentence):
 
 # `tune` for real, on a cluster that says it has four GPUs.
 FOUR_GPUS = """
-import sys, ray
+import contextlib, sys, threading, time, ray
+from pathlib import Path
 from raypipe.config import TrialConfig, TuneConfig
 from raypipe.console import run_command
 from raypipe.tune import main
-ray.init(address="local", num_cpus=4, num_gpus=4, include_dashboard=False)
-trial = TrialConfig(epochs=6, width=8, learning_rate=0.01)
-search = {"model": ["mean_pool"], "dropout": [0.0, 0.1]}
+
+def watch():
+    "What the trials' processes are called."
+    seen = set()
+    while True:
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # it ended
+                title = file.read_bytes().decode(errors="replace").strip(chr(0))
+                if title.startswith("ray::trial-") and title not in seen:
+                    seen.add(title)
+                    Path("titles").write_text(" ".join(seen))
+        time.sleep(0.1)
+
+threading.Thread(target=watch, daemon=True).start()
+ray.init(address="local", num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False)
+trial = TrialConfig(epochs=6, width=8, learning_rate=0.05)
+space = {"model": ["linear"], "dropout": [0.0, 0.1]}
 run_command(lambda: main(
-    TuneConfig(features="features", num_samples=int(sys.argv[1]), trial=trial, search=search)))
+    TuneConfig(features="features", num_samples=int(sys.argv[1]), trial=trial, space=space)))
 """
 
 
@@ -107,22 +134,28 @@ def four_gpus(tmp_path_factory) -> Path:
     return folder / "results" / "tune"
 
 
-def reports(run: Path) -> list[list[dict]]:
-    """What each trial reported, epoch by epoch."""
-    files = sorted(run.glob("trials/trial-*/result.json"))
-    return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+def reports(run: Path) -> dict[str, list[dict]]:
+    """What each trial reported, epoch by epoch, to Ray Tune; one that went on in another process has told of
+    its epochs again."""
+    found: dict[str, list[dict]] = {}
+    for file in run.glob("ray-tune/trial-*/result.json"):
+        told = [json.loads(line) for line in file.read_text().splitlines()]
+        if told:
+            found.setdefault(told[0]["config"]["number"], []).extend(told)
+    return found
 
 
 def test_two_trials_train_at_once_on_gpus_of_their_own(four_gpus):
     spans = []
-    for trial in reports(four_gpus):
+    for trial in reports(four_gpus).values():
         devices = {report["cuda_visible_devices"] for report in trial}
         assert len(devices) == 1, "a trial keeps its GPUs"
         visible = set(devices.pop().split(","))
         assert len(visible) == 2
-        # A report's time is its end; the trial began `time_total_s` before its last one.
+        # A report's time is its end, and `time_total_s` after the beginning. Ray cuts it to whole seconds: a
+        # trial that follows another in the same process seems to begin up to a second before that one's end.
         end = trial[-1]["timestamp"]
-        spans.append((end - trial[-1]["time_total_s"], end, visible))
+        spans.append((end - trial[-1]["time_total_s"] + 1, end, visible))
     together = [
         (one[2], other[2])
         for i, one in enumerate(spans)
@@ -132,6 +165,11 @@ def test_two_trials_train_at_once_on_gpus_of_their_own(four_gpus):
     assert together, "some trials ran at the same time"
     for one, other in together:
         assert one.isdisjoint(other)
+
+
+def test_a_person_finds_the_trials_among_the_processes(four_gpus):
+    titles = (four_gpus.parents[1] / "titles").read_text().split()
+    assert {"ray::trial-1", "ray::trial-2"} <= set(titles)
 
 
 def test_everything_a_user_was_promised_is_there(four_gpus):
@@ -152,14 +190,76 @@ def test_everything_a_user_was_promised_is_there(four_gpus):
     dataset = load_dataset(store)
     test = split_dataset(dataset, SplitConfig(), seed=0, store=store).test
     best = keras.models.load_model(four_gpus / "best" / "model.keras")
-    answers = best.predict(dataset.clips.features[test].astype(np.float32), verbose=0).argmax(axis=1)
+    logits = best.predict(dataset.clips.features[test].astype(np.float32), verbose=0)
+    # Of two classes, the second one's calibrated probability is a sigmoid of the logits' difference.
+    sure = 1 / (1 + np.exp((logits[:, 0] - logits[:, 1]) / model["temperature"]))
+    answers = (sure >= model["threshold"]).astype(int)
     assert (answers == dataset.clips.labels[test]).mean() == metrics["test"]["accuracy"] > 0.8
 
+    rows = list(csv.DictReader((four_gpus / "best" / "predictions.csv").read_text().splitlines()))
+    assert len(rows) == 60 and {row["side"] for row in rows} == {"validation", "test"}
+    right = [row["answer"] == row["label"] for row in rows if row["side"] == "validation"]
+    assert np.mean(right) == pytest.approx(metrics["validation"]["accuracy"])
+    assert metrics["yardstick"]["validation"]["clips"] == len(right)
+
     page = (four_gpus / "report.html").read_text()
-    for words in ("2 GPUs a trial", "2 videos failed in extraction", "Leaderboard"):
+    for words in ("2 GPUs a trial", "2 clips failed in extraction", "Leaderboard"):
         assert words in page
     assert list(four_gpus.glob("trials/trial-1/events.out.tfevents.*")), "TensorBoard's curves"
     assert (four_gpus / "config.yaml").exists()
+
+
+# Two equal trials, of which the test kills one.
+TWINS = """
+import ray
+from raypipe.config import TrialConfig, TuneConfig
+from raypipe.console import run_command
+from raypipe.tune import main
+ray.init(address="local", num_cpus=2, num_gpus=4, include_dashboard=False, log_to_driver=False)
+trial = TrialConfig(model="mean_pool", epochs=40, patience=40, width=8, learning_rate=0.01)
+run_command(lambda: main(TuneConfig(features="features", num_samples=2, trial=trial, space={})))
+"""
+
+
+def history(file: Path) -> list[dict[str, str]]:
+    rows = csv.DictReader(file.read_text().splitlines())
+    return [{k: v for k, v in row.items() if k not in ("epoch_s", "data_share")} for row in rows]
+
+
+def open_in(trial: Path) -> int | None:
+    """The process that writes this trial's curves."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended
+            if any(os.readlink(file).startswith(f"{trial}/events.") for file in process.glob("fd/*")):
+                return int(process.name)
+    return None
+
+
+def test_a_trial_whose_process_is_killed_goes_on_as_if_it_had_not(tmp_path):
+    make_store(tmp_path / "features")
+    trials = tmp_path / "results" / "tune" / "trials"
+    killed, pid = trials / "trial-1", None
+    with subprocess.Popen(
+        [sys.executable, "-c", TWINS],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"RAYPIPE_FAKE_GPUS": "1"},
+    ) as run:
+        while not (pid and (killed / "state" / "epoch-0002.npz").exists()):
+            assert run.poll() is None
+            pid = pid or open_in(killed)  # known early: its first epoch takes long, the others moments
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+        _, said = run.communicate()
+    assert run.returncode == 0, said[-3000:]
+    began_after = [[int(f.name[-6:]) for f in sorted(trials.glob(f"trial-{n}/events.*"))] for n in (1, 2)]
+    assert began_after[1] == [0], "nobody disturbed the other one"
+    assert began_after[0][0] == 0 and 1 <= began_after[0][1] < 40, "it went on in another process"
+    one, other = (history(trials / f"trial-{number}" / "history.csv") for number in (1, 2))
+    assert one == other and len(one) == 40
+    rows = csv.DictReader((trials.parent / "leaderboard.csv").read_text().splitlines())
+    assert [(row["status"], row["epochs_run"]) for row in rows] == [("done", "40")] * 2
 
 
 def test_all_trials_failing_is_one_sentence_and_status_1(tmp_path):

@@ -1,14 +1,17 @@
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from bucket import serve_bucket
+from s3 import Bucket, proxy
 
+from raypipe import storage
 from raypipe.errors import UserError
+from raypipe.store import plan_run
 from raypipe.videos import Listing, Video, list_videos, local_path
 
 
@@ -87,29 +90,63 @@ def test_a_name_that_is_not_text_is_listed_under_one_that_is() -> None:
     pa.array([video.video_id, video.path, video.label]).validate(full=True)
 
 
-def test_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {"clips/a/1 x.mp4": b"12345", "clips/b/2%41.mp4": b"123", "clips/notes.txt": b"1"}
-    with serve_bucket(files, monkeypatch) as options:
-        listing = list_videos(f"s3://bucket/clips{options}")
-        date_s = 1704067200.0
-        assert listing == Listing(
-            [
-                Video("a/1 x.mp4", f"s3://bucket/clips/a/1%20x.mp4{options}", "a", None, None, 5, date_s),
-                Video("b/2%41.mp4", f"s3://bucket/clips/b/2%2541.mp4{options}", "b", None, None, 3, date_s),
-            ],
-            ignored=1,
-        )
+def test_a_bucket() -> None:
+    bucket = Bucket().put({"clips/a/1 x.mp4": b"12345", "clips/b/2%41.mp4": b"123", "clips/notes.txt": b"1"})
+    listing = list_videos(bucket.uri("clips"))
+    assert listing.ignored == 1
+    assert [(v.video_id, v.path, v.label, v.size_bytes) for v in listing.videos] == [
+        ("a/1 x.mp4", bucket.uri("clips/a/1%20x.mp4"), "a", 5),
+        ("b/2%41.mp4", bucket.uri("clips/b/2%2541.mp4"), "b", 3),
+    ]
+    assert all(video.modified_s for video in listing.videos)
 
 
-def test_a_manifest_in_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest = b"path,label\na/1 x.mp4,a\n/local.mp4,b\ns3://other/y.mp4,c\n"
-    with serve_bucket({"clips/labels.csv": manifest}, monkeypatch) as options:
-        videos = list_videos(f"s3://bucket/clips/labels.csv{options}").videos
+def test_a_manifest_in_a_bucket() -> None:
+    bucket = Bucket()
+    manifest = f"path,label\na/1 x.mp4,a\n/local.mp4,b\ns3://other/y.mp4{bucket.options},c\n"
+    bucket.put({"clips/labels.csv": manifest.encode()})
+    videos = list_videos(bucket.uri("clips/labels.csv")).videos
     assert {v.label: v.path for v in videos} == {
-        "a": f"s3://bucket/clips/a/1%20x.mp4{options}",
+        "a": bucket.uri("clips/a/1%20x.mp4"),
         "b": "/local.mp4",
-        "c": "s3://other/y.mp4",
+        "c": f"s3://other/y.mp4{bucket.options}",
     }
+
+
+def test_a_changed_object_is_noticed_and_many_are_looked_up_in_few_requests() -> None:
+    """120 of one folder, where 30 more lie, 3 of others, and 2 that are not there."""
+    many = [f"clips/many/{number:03} x.mp4" for number in range(120)]
+    few = ["clips/a/1.mp4", "clips/b/1.mp4", "clips/2.mp4"]
+    rows = "\n".join(["path", *many, *few, "clips/gone.mp4", "clips/many/gone.mp4", "https://127.0.0.1:9/x"])
+    others = [f"clips/many/{number}" for number in range(30)]
+    bucket = Bucket().put({key: b"video" for key in (*many, *few, *others)} | {"l.csv": rows.encode()})
+    with proxy() as traffic:
+        source = traffic.bucket(bucket).uri("l.csv")
+        before = list_videos(source).videos
+        print(len(traffic.requests), "requests")
+        assert len(traffic.requests) < 20
+        sizes = {video.video_id: video.size_bytes for video in before}
+        assert sizes == dict.fromkeys([*many, *few], 5) | {
+            "clips/gone.mp4": None, "clips/many/gone.mp4": None, "https://127.0.0.1:9/x": None,
+        }  # fmt: skip
+        assert all(video.modified_s for video in before if video.size_bytes)
+        bucket.put({many[7]: b"another", few[1]: b"another"})
+        index = pa.Table.from_pylist([asdict(video) | {"outcome": "ok"} for video in before])
+        plan = plan_run(list_videos(source).videos, [index], retry_failed=False)
+        assert [video.video_id for video in plan.todo] == [few[1], many[7]] and plan.done == 124
+
+
+def test_a_bucket_that_does_not_answer_ends_the_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows would else be taken for changed, and be replaced by failures."""
+    monkeypatch.setattr(storage, "S3_ATTEMPTS", 1)
+    bucket = Bucket()
+    with proxy() as traffic:
+        away = traffic.bucket(bucket)
+        traffic.fault = lambda method, path: "500"
+        Path("labels.csv").write_text("\n".join(["path", *(away.uri(f"{n}.mp4") for n in range(3))]))
+        assert "what it lists cannot be looked up: When getting information for key " in error_of(
+            "labels.csv"
+        )
 
 
 # --- manifests --------------------------------------------------------------------------------------
@@ -169,13 +206,12 @@ def test_typed_columns_become_text() -> None:
 def test_a_manifest_may_name_any_file_anywhere() -> None:
     touch("here/x.bin", "else where/y.mp4")
     uri = Path("else where/y.mp4").absolute().as_uri()
-    Path("here/labels.csv").write_text(
-        f"\ufeffpath\nx.bin\n{uri}\ns3://bucket/z.mp4\n{os.path.abspath('q')}\n"
-    )
+    far = Bucket().uri("z.mp4")
+    Path("here/labels.csv").write_text(f"\ufeffpath\nx.bin\n{uri}\n{far}\n{os.path.abspath('q')}\n")
     assert {v.path: v.size_bytes for v in list_videos("here/labels.csv").videos} == {
         os.path.abspath("here/x.bin"): 5,
         os.path.abspath("else where/y.mp4"): 5,
-        "s3://bucket/z.mp4": None,
+        far: None,
         os.path.abspath("q"): None,
     }
 

@@ -1,0 +1,67 @@
+"""An extraction that stands still because nodes were lost begins anew with what is not stored.
+
+Ray itself waits for ever for a task it gave to a node that falls silent while its connections stay, as a
+machine that hangs does. (It gives up such calls to actors.) Imports Ray: import it after `cluster.connect`.
+"""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data.exceptions import ExecutionTimeoutError
+
+from raypipe.cluster import ask
+from raypipe.console import duration
+
+if TYPE_CHECKING:
+    from ray.data._internal.execution.streaming_executor import StreamingExecutor
+
+LOOK_EVERY_S = 5.0
+STILL_S = 60.0
+"""After nodes were lost: how long no worker may end, or go on to, a video before the rest begins anew.
+
+Where that was too short only what is at hand is done twice, once for each time that nodes are lost.
+"""
+
+
+class NodesLost(ExecutionTimeoutError):
+    """Nodes were lost, and with them work that would be waited for in vain."""
+
+
+class LostNodes(ExecutionCallback):
+    """Watches one execution of Ray Data, whose scheduling loop calls it. Raises NodesLost there."""
+
+    def __init__(self, tally: Any) -> None:
+        self._tally = tally
+        self._there = nodes_alive()
+        self._looked_s = self._moved_s = time.monotonic()
+        self._seen: object = None
+
+    def on_execution_step(self, executor: "StreamingExecutor") -> None:
+        if time.monotonic() < self._looked_s + LOOK_EVERY_S:
+            return
+        lost = self._there - nodes_alive()
+        seen = (lost, self._movement()) if lost else None
+        self._looked_s = time.monotonic()
+        if seen is None or seen != self._seen:
+            self._seen, self._moved_s = seen, self._looked_s
+        elif self._looked_s >= self._moved_s + STILL_S:
+            end_workers(executor)
+            nodes = "a node was lost" if len(lost) == 1 else f"{len(lost)} nodes were lost"
+            raise NodesLost(f"{nodes} and nothing has moved for {duration(self._looked_s - self._moved_s)}")
+
+    def _movement(self) -> object:
+        """What differs as long as any worker gets on."""
+        return ask([self._tally.counts.remote(), self._tally.steps.remote()], None)
+
+
+def nodes_alive() -> frozenset[str]:
+    return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+
+
+def end_workers(executor: "StreamingExecutor") -> None:
+    """At once: by itself, Ray Data lets them finish what they have begun, which others will do again."""
+    for operator in executor._topology:
+        for pool in operator.get_autoscaling_actor_pools():
+            pool.shutdown(force=True)

@@ -1,0 +1,146 @@
+"""What goes on in an extraction while it does: the tally of its workers, and the live line.
+
+Nothing here imports Ray; `extract.py` makes an actor of the tally.
+"""
+
+import os
+import re
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from raypipe.console import LiveLine, duration
+from raypipe.outcomes import OUTCOMES
+
+
+class Tally:
+    """An actor that knows what goes on: finished videos by outcome, and what each worker is busy with."""
+
+    def __init__(self) -> None:
+        self._counts = Counter[str]()
+        self._steps: dict[str, tuple[str, str, float]] = {}
+        self._begun_s: float | None = None
+
+    def counts(self) -> dict[str, int]:
+        return dict(self._counts)
+
+    def begin(self, worker: str, step: str, what: str) -> None:
+        # The same work again: the worker that had it has died.
+        again = [other for other, busy in self._steps.items() if busy[:2] == (step, what)]
+        for other in again:
+            del self._steps[other]
+        self._steps[worker] = (step, what, time.time())
+        self._begun_s = self._begun_s or time.time()
+
+    def rest(self, worker: str, outcomes: list[str]) -> None:
+        self._steps.pop(worker, None)
+        self._counts.update(outcomes)
+
+    def begun_s(self) -> float | None:
+        """When the first step began, in seconds of the clock."""
+        return self._begun_s
+
+    def steps(self) -> list[tuple[str, str, str, float]]:
+        """Worker, step, videos and the time it began, the longest first."""
+        return sorted(((worker, *step) for worker, step in self._steps.items()), key=lambda step: step[3])
+
+
+class Work:
+    """Tells the tally what this worker is busy with, so that work that hangs or kills has a name.
+
+    There is one tally for the whole cluster, and each message costs it a millisecond. So it hears of a video
+    when work on it begins, and of the steps within not more than once a second.
+    """
+
+    def __init__(self, tally: Any) -> None:
+        self._tally = tally
+        self._worker = f"process {os.getpid()} on {socket.gethostname()}"
+        self._lock = threading.Lock()
+        self._untold: tuple[str, str] | None = None
+        self._told_s = 0.0
+        threading.Thread(target=self._tell_lasting, daemon=True).start()
+
+    def begin(self, step: str, what: str, *, tell: bool = False) -> None:
+        """The worker's step until its next one, or `rest`; the tally hears of it at once or in a second."""
+        with self._lock:
+            self._untold = (step, what)
+            if tell:
+                self._tell()
+
+    def rest(self, outcomes: list[str]) -> None:
+        """The worker waits for others; since it did so last, videos have ended with these outcomes."""
+        with self._lock:
+            self._untold = None
+            self._tally.rest.remote(self._worker, outcomes)
+
+    def _tell_lasting(self) -> None:
+        while True:
+            time.sleep(LASTING_S / 2)
+            with self._lock:
+                if time.monotonic() - self._told_s >= LASTING_S:
+                    self._tell()
+
+    def _tell(self) -> None:
+        if self._untold:
+            self._tally.begin.remote(self._worker, *self._untold)
+            self._untold, self._told_s = None, time.monotonic()
+
+
+LASTING_S = 1.0
+"""Between two messages about steps."""
+
+
+def stalled_line(steps: list[tuple[str, str, str, float]], now_s: float, words: str) -> str:
+    """The step that hangs, as it told the tally, or else as Ray Data's `words` have it.
+
+    >>> stalled_line([("process 7 on head", "embedding", "a.mp4", 1000.0)], 1900.0, "")
+    'embedding a.mp4 hangs for 15:00 (process 7 on head)'
+    >>> stalled_line([], 1900.0, "MapBatches(ExtractClips): 0 active, MapBatches(StageShards): 2 active")
+    'StageShards hangs'
+    """
+    if steps:
+        worker, step, what, since_s = steps[0]
+        return f"{step} {what} hangs for {duration(now_s - since_s)} ({worker})"
+    if active := re.findall(r"\((\w+)\): [1-9]\d* active", words):
+        return f"{' or '.join(active)} hangs"
+    return "no worker is at work; they cannot start, or the cluster lacks room for them"
+
+
+class Progress:
+    """Shows finished videos as one live line until it is closed.
+
+    `counts` gives them by outcome, or None while the cluster is too busy to say.
+    """
+
+    def __init__(self, counts: Callable[[], dict[str, int] | None], total: int) -> None:
+        self._counts, self._total = counts, total
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        line, started_s = LiveLine(), time.monotonic()
+        while not self._closed.wait(0.5):
+            if (counts := self._counts()) is not None:
+                line.show(progress_line(counts, self._total, time.monotonic() - started_s))
+        line.close()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join()
+
+
+def progress_line(counts: dict[str, int], total: int, elapsed_s: float) -> str:
+    """
+    >>> progress_line({"ok": 115, "partial": 1, "failed": 2}, 242, 19.3)
+    'videos 118/242 · ok 115 · partial 1 · failed 2 · 6.1/s · 0:20 left'
+    """
+    done = sum(counts.values())
+    outcomes = " · ".join(f"{name} {counts.get(name, 0)}" for name in OUTCOMES)
+    if not done:
+        return f"videos 0/{total} · starting"
+    rate = done / elapsed_s
+    return f"videos {done}/{total} · {outcomes} · {rate:.1f}/s · {duration((total - done) / rate)} left"

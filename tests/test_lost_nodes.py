@@ -1,0 +1,54 @@
+"""What stands still after a node was lost is given up. tests/test_nodes.py loses nodes that are at work."""
+
+import subprocess
+import sys
+
+import pytest
+
+HANGS = """
+import threading, time
+from functools import partial
+import ray, ray.data
+from ray.cluster_utils import Cluster
+from raypipe import lost_nodes
+from raypipe.progress import Tally
+
+lost_nodes.LOOK_EVERY_S, lost_nodes.STILL_S = 0.2, 1.0
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+ray.init(address=cluster.address, log_to_driver=False)
+node = cluster.add_node(num_cpus=0)
+tally = ray.remote(Tally).options(num_cpus=0).remote()
+context = ray.data.DataContext.get_current()
+context.custom_execution_callback_classes = [partial(lost_nodes.LostNodes, tally)]
+
+class Hangs:
+    def __init__(self, tally):
+        ray.get(tally.begin.remote("worker", "decoding", "a.mp4"))
+
+    def __call__(self, rows):
+        time.sleep(600)
+        return rows
+
+def lose():
+    while not ray.get(tally.steps.remote()):
+        time.sleep(0.1)
+    cluster.remove_node(node)
+
+threading.Thread(target=lose).start()
+hanging = ray.data.from_items([{"video": 1}]).map_batches(
+    Hangs, fn_constructor_args=(tally,), compute=ray.data.ActorPoolStrategy(size=1)
+)
+try:
+    list(hanging.iter_batches())
+except lost_nodes.NodesLost as lost:
+    print(lost)
+ray.get(ray.remote(num_cpus=1)(lambda: None).remote())
+print("the worker that hung has left its core")
+"""
+
+
+@pytest.mark.slow
+def test_an_execution_that_stands_still_after_a_node_was_lost() -> None:
+    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=250)
+    assert "a node was lost and nothing has moved for 0:0" in done.stdout, done.stderr
+    assert "the worker that hung has left its core" in done.stdout

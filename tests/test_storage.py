@@ -1,0 +1,268 @@
+"""Storage in a bucket, on a real S3 server on loopback, with faults injected before it."""
+
+import re
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from features import SPEC, make_store
+from pyarrow.dataset import dataset
+from runs import FLAGS, ids, write_videos
+from s3 import ACCESS_KEY, SECRET_KEY, Bucket, proxy
+
+from raypipe import storage
+from raypipe.dataset import load_dataset
+from raypipe.errors import UserError
+from raypipe.storage import RemotePath, place, redacted
+from raypipe.store import FeatureStore
+from raypipe.videos import list_videos
+
+# --- addresses ----------------------------------------------------------------------------------------
+
+SECRET_ADDRESSES = [
+    ("s3://AKIA:xyz@bucket/a", "s3://***@bucket/a"),
+    ("s3://AKIA@bucket/a", "s3://***@bucket/a"),
+    ("sftp://me:pass@host/a", "sftp://***@host/a"),
+    ("s3://bucket/a?secret_key=xyz&region=x", "s3://bucket/a?secret_key=***&region=x"),
+    ("https://host/a.mp4?X-Amz-Signature=xyz", "https://host/a.mp4?X-Amz-Signature=***"),
+]
+
+
+@pytest.mark.parametrize(("address", "shown"), SECRET_ADDRESSES)
+def test_an_address_with_credentials_is_refused_and_not_repeated(
+    address: str, shown: str, tmp_path: Path
+) -> None:
+    assert redacted(address) == shown
+    manifest = tmp_path / "labels.csv"
+    manifest.write_text(f"path\n{address}\n")
+    for attempt in (
+        lambda: list_videos(address),
+        lambda: list_videos(str(manifest)),
+        lambda: FeatureStore(address),
+        lambda: place(address),
+    ):
+        with pytest.raises(UserError) as refusal:
+            attempt()
+        assert shown in str(refusal.value) and "holds credentials" in str(refusal.value)
+        assert "xyz" not in str(refusal.value) and "pass@" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["s3://bucket/key/a.mp4?region=x", "hdfs://me@host/a", "/a/secret=b.mp4", "a?key=b"]
+)
+def test_other_addresses_are_not(address: str) -> None:
+    assert redacted(address) == address
+
+
+def test_a_storage_that_nothing_opens() -> None:
+    with pytest.raises(UserError, match="nope://x/y: no such storage: Unrecognized filesystem"):
+        FeatureStore("nope://x/y")
+
+
+# --- paths --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["s3", "memory"])
+def folder(request: pytest.FixtureRequest) -> RemotePath:
+    """A folder that does not exist yet, on a file system of pyarrow's and on one of fsspec's."""
+    if request.param == "s3":
+        return RemotePath(Bucket().uri("a folder/b").replace(" ", "%20"))
+    return RemotePath(f"memory://{uuid.uuid4().hex}/b")
+
+
+def test_a_remote_path_is_used_like_a_path(folder: RemotePath, tmp_path: Path) -> None:
+    file = folder / "x 1.json"
+    assert (file.name, file.parent, str(file)) == ("x 1.json", folder, file.address)
+    assert not file.exists() and not file.is_file() and not list(folder.glob("*"))
+    with pytest.raises(FileNotFoundError):
+        file.read_bytes()
+    with pytest.raises(FileNotFoundError):
+        file.stat()
+    file.unlink(missing_ok=True)
+    folder.mkdir()
+    file.write_text("{}")
+    assert file.exists() and file.is_file() and file.read_text() == "{}" and file.stat().st_size == 2
+    (folder / "y.txt").write_bytes(b"123")
+    file.copy_to(folder / "z.json")
+    local = tmp_path / "local"
+    local.write_bytes(bytes(range(256)) * 1000)
+    (folder / "sub").mkdir()
+    (folder / "sub" / "big").put_file(local)
+    assert sorted(path.name for path in folder.glob("*.json")) == ["x 1.json", "z.json"]
+    assert (folder / "sub" / "big").read_bytes() == local.read_bytes()
+    assert sorted(unquote(info.base_name) for info in folder.list(recursive=True)) == [
+        "big", "x 1.json", "y.txt", "z.json",
+    ]  # fmt: skip
+    file.unlink()
+    folder.remove_tree()
+    assert not folder.list(recursive=True)
+
+
+# --- listing ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_ten_thousand_keys_are_listed_in_pages() -> None:
+    bucket = Bucket()
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{bucket.port}", region_name="us-east-1")
+    for i in range(10_000):
+        key = f"v/{'fight' if i % 2 else 'calm'}/{i:05}.mp4"
+        client.put_object(Bucket=bucket.name, Key=key, Body=b"x")
+    with proxy() as traffic:
+        started_s = time.monotonic()
+        listing = list_videos(traffic.bucket(bucket).uri("v"))
+        print(f"10,000 keys: {time.monotonic() - started_s:.2f} s, {len(traffic.requests)} requests")
+        assert len(listing.videos) == 10_000 and {v.label for v in listing.videos} == {"fight", "calm"}
+        assert len(traffic.requests) < 30
+
+
+# --- faults -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["500", "cut", pytest.param("slow", marks=pytest.mark.slow)])
+def test_requests_that_fail_are_tried_again(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every fifth request fails: not an object is lost, changed or half there."""
+    monkeypatch.setattr(storage, "REQUEST_TIMEOUT_S", 2.0)
+    bucket = Bucket()
+    with proxy() as traffic:
+        numbers = iter(range(1_000_000))
+        traffic.fault = lambda method, path: fault if next(numbers) % 5 == 1 else None
+        folder = RemotePath(traffic.bucket(bucket).uri("features"))
+        store = make_store(folder, clips=30)
+        assert len(load_dataset(store).clips.labels) == 30
+        assert traffic.faults > 2
+    assert [key for key in bucket.names() if "/." in key or key.endswith(".json")] == [
+        "features/features.json"
+    ]
+    reread = FeatureStore(bucket.uri("features")).read(["video_id", "features"])
+    local = make_store(tmp_path / "features", clips=30).read(["video_id", "features"])
+    assert reread.equals(local)
+
+
+def test_a_bucket_that_is_away_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "S3_ATTEMPTS", 2)
+    with proxy() as traffic:
+        traffic.fault = lambda method, path: "500"
+        address = traffic.bucket(Bucket()).uri("videos")
+        with pytest.raises(UserError) as error:
+            list_videos(address)
+    assert "cannot be listed" in str(error.value) and "\n" not in str(error.value)
+    assert SECRET_KEY not in str(error.value) and ACCESS_KEY not in str(error.value)
+
+
+# --- the store ------------------------------------------------------------------------------------------
+
+
+def test_plain_readers_read_a_store_in_a_bucket() -> None:
+    """Each video once, also while a run has rows staged."""
+    bucket = Bucket()
+    make_store(RemotePath(bucket.uri("features")), clips=20)
+    (shard,) = [key for key in bucket.names() if key.endswith(".parquet")]
+    bucket.put({"features/.staging/part-0.parquet": bucket.get(shard)})
+    table = pq.read_table(f"{bucket.name}/{shard}", filesystem=bucket.system)
+    whole = dataset(
+        f"{bucket.name}/features", filesystem=bucket.system, exclude_invalid_files=True
+    ).to_table()
+    assert table.num_rows == 20 and whole["video_id"].to_pylist() == table["video_id"].to_pylist()
+    assert table.schema.field("features").type == pa.fixed_shape_tensor(pa.float16(), (SPEC.steps, SPEC.dim))
+
+
+def test_rows_are_relabelled_and_nothing_else_is_left(folder: RemotePath) -> None:
+    store = make_store(folder, clips=20)
+    from raypipe.videos import Video
+
+    with store.writing(SPEC):
+        store.relabel({"clip003.mp4": Video("clip003.mp4", "x", label="new")})
+    rows = dict(zip(*store.read(["video_id", "label"]).to_pydict().values(), strict=True))
+    assert rows["clip003.mp4"] == "new" and len(rows) == 20
+    names = sorted(info.base_name for info in folder.list(recursive=True))
+    assert [re.sub("part-.*", "part", name) for name in names] == ["features.json", "part"]
+
+
+def test_a_reader_never_sees_a_shard_half_replaced() -> None:
+    """Read in several requests while it is replaced without a pause, a shard is the one or the other."""
+    store = make_store(RemotePath(Bucket().uri("features")), clips=40)
+    tables = [store.rows_without(store.shards()[0], ()) for _ in range(1)]
+    other = tables[0].set_column(
+        tables[0].schema.get_field_index("label"), tables[0].schema.field("label"),
+        pa.array(["z" * 400 + str(i) for i in range(40)], pa.string()),
+    )  # fmt: skip
+    ended = threading.Event()
+
+    def replace() -> None:
+        with store.writing(SPEC):
+            while not ended.is_set():
+                for table in (other, tables[0]):
+                    store.replace(store.shards()[0], [table])
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    try:
+        seen = set()
+        for _ in range(15):
+            labels = FeatureStore(store.path).read(["label"])["label"].to_pylist()
+            seen.add(labels[0][:1])
+            assert len(labels) == 40 and len({label[:1] == "z" for label in labels}) == 1
+    except UserError as error:
+        assert "replaced again and again" in str(error)
+    finally:
+        ended.set()
+        thread.join()
+
+
+# --- the commands ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bucket, list[str]]]:
+    """Twelve videos and one that is none in a bucket, extracted into it by the command, every fifth request
+    failing; and what the runs said."""
+    folder = write_videos(tmp_path_factory.mktemp("videos"), 12)
+    bucket = Bucket()
+    bucket.put({f"videos/{name}": (folder / name).read_bytes() for name in ids(12)})
+    bucket.put({"videos/a/broken.mp4": b"no video"})
+    said = []
+    with proxy() as traffic:
+        numbers = iter(range(1_000_000))
+        traffic.fault = lambda method, path: "500" if next(numbers) % 5 == 2 else None
+        through = traffic.bucket(bucket)
+        for _ in range(2):
+            run = subprocess.run(
+                [sys.executable, "-m", "raypipe.extract", "--input", through.uri("videos"),
+                 "--output", through.uri("features"), "--shard-rows", "4", *FLAGS],
+                cwd=folder, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            assert run.returncode == 0, run.stderr[-3000:]
+            said.append(run.stderr)
+    yield bucket, said
+
+
+def test_extraction_from_a_bucket_into_a_bucket(extracted: tuple[Bucket, list[str]]) -> None:
+    bucket, said = extracted
+    rows = FeatureStore(bucket.uri("features")).read(["video_id", "outcome", "path"]).to_pylist()
+    assert [row["video_id"] for row in rows] == [*ids(12), "a/broken.mp4"]
+    assert [row["outcome"] for row in rows] == ["ok"] * 12 + ["failed"]
+    assert "13 videos: 13 done before, 0 to do" in said[1] and "Ray" not in said[1]
+    names = {key.removeprefix("features/") for key in bucket.names() if key.startswith("features/")}
+    assert {name for name in names if not name.startswith("part-")} == {
+        "features.json", "summary.json", "failures.csv", "config.yaml",
+    }  # fmt: skip
+
+
+def test_no_credentials_are_left_anywhere(extracted: tuple[Bucket, list[str]]) -> None:
+    bucket, said = extracted
+    kept = "".join(said).encode() + b"".join(bucket.get(key) for key in bucket.names())
+    table = FeatureStore(bucket.uri("features")).read(["path", "message"])
+    kept += str(table.to_pydict()).encode()
+    assert SECRET_KEY.encode() not in kept and ACCESS_KEY.encode() not in kept
