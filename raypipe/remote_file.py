@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from raypipe.storage import open_file_system
+from raypipe.storage import asked_again, open_file_system
 
 if TYPE_CHECKING:  # slow to import, and the child that decodes seldom needs it
     from pyarrow import NativeFile
@@ -80,7 +80,7 @@ class RemoteFile(io.RawIOBase):
     def _fetch(self, at: int, wanted: int) -> bytes:
         reads_on = at == self._read_on_from
         self._next_bytes = min(2 * self._next_bytes, LARGEST_READ_BYTES) if reads_on else SMALLEST_READ_BYTES
-        content: bytes = self._file.read_at(max(self._next_bytes, wanted), at)
+        content: bytes = asked_again(lambda: self._file.read_at(max(self._next_bytes, wanted), at))
         if not content:
             raise OSError("the file became shorter while it was read")
         self.requests, self.fetched_bytes = self.requests + 1, self.fetched_bytes + len(content)

@@ -13,11 +13,12 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, quote, unquote
 
 from raypipe.errors import UserError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # slow to import, and the child that decodes seldom needs it
     from pyarrow.fs import FileInfo, FileSystem
 
 LOG = logging.getLogger("raypipe")
+T = TypeVar("T")
 
 S3_ATTEMPTS = 8
 """Of one request, unless AWS_MAX_ATTEMPTS says; the pauses between them double, so that a bucket may be away
@@ -110,16 +112,36 @@ def _s3(bucket: str, options: str) -> "FileSystem":
 
     system, _ = fs.FileSystem.from_uri(f"s3://{bucket}{options}")  # checks the options, finds the region
     asked = dict(parse_qsl(options[1:]))
-    attempts = int(os.environ.get("AWS_MAX_ATTEMPTS", S3_ATTEMPTS))
     return fs.S3FileSystem(
         region=system.region,
         scheme=asked.get("scheme"),
         endpoint_override=asked.get("endpoint_override"),
         allow_delayed_open=True,  # a small file is one request instead of three
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=attempts),
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_attempts()),
         connect_timeout=CONNECT_TIMEOUT_S,
         request_timeout=REQUEST_TIMEOUT_S,
     )
+
+
+def _attempts() -> int:
+    return int(os.environ.get("AWS_MAX_ATTEMPTS", S3_ATTEMPTS))
+
+
+REFUSAL_LONGER_THAN_READ = "Failed to flush response stream"
+"""What pyarrow's S3 client says where it was to read fewer bytes than the text of a refusal has ("busy", some
+300 bytes): it takes that for a fault of its own and, unlike after other refusals, does not ask again."""
+
+
+def asked_again(read: Callable[[], T]) -> T:
+    """What `read` gives, tried as often as the client tries other requests."""
+    for attempt in range(_attempts() - 1):
+        try:
+            return read()
+        except OSError as error:
+            if REFUSAL_LONGER_THAN_READ not in str(error):
+                raise
+        time.sleep(0.1 * 2**attempt)
+    return read()
 
 
 def _by_fsspec(address: str) -> "tuple[FileSystem, str]":
@@ -247,9 +269,14 @@ class RemotePath:
 
     @_asking()
     def read_bytes(self) -> bytes:
-        with self.open() as file:
-            content: bytes = file.read()
-        return content
+        """Raises FileNotFoundError."""
+
+        def read() -> bytes:
+            with self.open() as file:
+                content: bytes = file.read()
+            return content
+
+        return asked_again(read)
 
     def read_text(self) -> str:
         return self.read_bytes().decode()

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from raypipe.errors import UserError
 from raypipe.lease import only_writer
-from raypipe.storage import Place, RemotePath, place
+from raypipe.storage import Place, RemotePath, asked_again, place
 from raypipe.videos import Video
 
 SCHEMA_VERSION = 2
@@ -500,8 +500,11 @@ class _Place:
 
 
 def row_count(shard: Place) -> int:
-    with _opened(shard) as source:
-        return int(pq.read_metadata(source).num_rows)
+    def read() -> int:
+        with _opened(shard) as source:
+            return int(pq.read_metadata(source).num_rows)
+
+    return asked_again(read)
 
 
 @contextmanager
@@ -522,11 +525,15 @@ def _table(
 ) -> pa.Table:
     """The rows of one version of the shard: in a bucket reading takes several requests, between which the
     object may be replaced."""
+
+    def read() -> pa.Table:
+        with _opened(shard) as source:
+            return _rows_of(source, columns, schema)
+
     for _ in range(CHANGES_BORNE):
         before = shard.stat() if isinstance(shard, RemotePath) else None
         try:
-            with _opened(shard) as source:
-                table = _rows_of(source, columns, schema)
+            table = asked_again(read)
         except (pa.ArrowInvalid, OSError):
             if before is None or shard.stat() == before:
                 raise

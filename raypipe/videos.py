@@ -16,7 +16,14 @@ from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
 from raypipe.errors import UserError
-from raypipe.storage import StorageError, open_file_system, refuse_credentials, split_options, statuses
+from raypipe.storage import (
+    StorageError,
+    asked_again,
+    open_file_system,
+    refuse_credentials,
+    split_options,
+    statuses,
+)
 
 _SUFFIXES = """
 264 265 3g2 3gp apng asf av1 avi divx dv f4v flv gif h264 h265 hevc ivf m2ts m2v m4v mjpeg mjpg mkv mov mp4
@@ -258,8 +265,12 @@ def _manifest_rows(source: str) -> Iterator[dict[str, str]]:
             ".parquet": parquet.read_table,
             ".jsonl": _read_jsonl,
         }
-        with system.open_input_file(inner) as file:
-            table = readers[_suffix(source)](file)
+
+        def read() -> Any:
+            with system.open_input_file(inner) as file:
+                return readers[_suffix(source)](file)
+
+        table = asked_again(read)
     except FileNotFoundError:
         raise UserError(f"--input {source}: no such file") from None
     except (ArrowException, OSError, ValueError) as error:

@@ -120,6 +120,17 @@ SLOW_S = 4.0
 """Longer than the AWS SDK waits by default for an answer to move."""
 
 
+REFUSAL = (
+    b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>InternalError</Code><Message>We encountered an internal '
+    b"error. Please try again.</Message><RequestId>"
+    + b"R" * 16
+    + b"</RequestId><HostId>"
+    + b"H" * 76
+    + b"</HostId></Error>"
+)
+"""As long as those of Amazon S3 are: longer than a small object."""
+
+
 @contextlib.contextmanager
 def proxy() -> Iterator[Traffic]:
     """A proxy before the server, which counts what it answers and breaks what `fault` tells it to."""
@@ -138,7 +149,7 @@ def proxy() -> Iterator[Traffic]:
                 traffic.requests.append((self.command, self.path))
                 traffic.faults += fault is not None
             if fault == "500":
-                return self.reply(500, {}, b"<Error><Code>InternalError</Code></Error>")
+                return self.reply(500, {}, REFUSAL)
             if fault == "slow":
                 time.sleep(SLOW_S)
             server = http.client.HTTPConnection("127.0.0.1", server_port(), timeout=60)

@@ -22,7 +22,8 @@ from s3 import ACCESS_KEY, SECRET_KEY, Bucket, proxy
 from raypipe import storage
 from raypipe.dataset import load_dataset
 from raypipe.errors import UserError
-from raypipe.storage import RemotePath, place, redacted
+from raypipe.remote_file import open_remote
+from raypipe.storage import RemotePath, StorageError, place, redacted
 from raypipe.store import FeatureStore
 from raypipe.videos import list_videos
 
@@ -148,6 +149,30 @@ def test_requests_that_fail_are_tried_again(
     reread = FeatureStore(bucket.uri("features")).read(["video_id", "features"])
     local = make_store(tmp_path / "features", clips=30).read(["video_id", "features"])
     assert reread.equals(local)
+
+
+@pytest.mark.parametrize("size", [0, 1, 40, 5000])
+def test_a_refusal_longer_than_the_object_is_tried_again(size: int) -> None:
+    """pyarrow's client, which is to read 40 bytes and is answered with 300, gives up at once."""
+    bucket = Bucket().put({"small": b"x" * size})
+    with proxy() as traffic:
+        numbers = iter(range(1_000_000))
+        traffic.fault = lambda method, path: "500" if method == "GET" and next(numbers) < 2 else None
+        through = traffic.bucket(bucket)
+        assert RemotePath(through.uri("small")).read_bytes() == b"x" * size
+        assert traffic.faults == (2 if size else 0)  # nothing to ask for
+        numbers = iter(range(1_000_000))
+        assert open_remote(through.uri("small")).read() == b"x" * size
+
+
+def test_a_small_object_that_is_not_to_be_had_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    bucket = Bucket().put({"small": b"x"})
+    with proxy() as traffic:
+        traffic.fault = lambda method, path: "500" if method == "GET" else None
+        with pytest.raises(StorageError, match="GetObject"):
+            RemotePath(traffic.bucket(bucket).uri("small")).read_bytes()
+        assert traffic.faults == 2
 
 
 def test_a_bucket_that_is_away_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
