@@ -120,13 +120,12 @@ SLOW_S = 4.0
 """Longer than the AWS SDK waits by default for an answer to move."""
 
 
-REFUSAL = (
-    b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>InternalError</Code><Message>We encountered an internal '
-    b"error. Please try again.</Message><RequestId>"
-    + b"R" * 16
-    + b"</RequestId><HostId>"
-    + b"H" * 76
-    + b"</HostId></Error>"
+REFUSAL = b"".join(
+    [
+        b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>InternalError</Code>',
+        b"<Message>We encountered an internal error. Please try again.</Message>",
+        b"<RequestId>%s</RequestId><HostId>%s</HostId></Error>" % (b"R" * 16, b"H" * 76),
+    ]
 )
 """As long as those of Amazon S3 are: longer than a small object."""
 
