@@ -47,7 +47,7 @@ from raypipe.outcomes import (
     video_outcome,
     write_failures,
 )
-from raypipe.progress import Progress, Tally, Work, stalled_line
+from raypipe.progress import Progress, Reporter, Tally, stalled_line
 from raypipe.store import (
     ROW_SCHEMA,
     Commits,
@@ -311,7 +311,7 @@ def run_pipeline(
     *,
     cpus: int,
     gpus: int,
-    embed: Callable[["Work"], "EmbedClips"],
+    embed: Callable[["Reporter"], "EmbedClips"],
     tally: Any,
 ) -> Iterator[dict[str, Any]]:
     """Yields one summary per staged shard: its name, and CPU seconds by stage."""
@@ -428,22 +428,19 @@ def video_tables(videos: list[Video], cpus: int) -> list[pa.Table]:
 class DecodeClips:
     """Videos in, rows with their pictures out. Holds the child process that decodes."""
 
-    def __init__(self, request: "ClipRequest", limits: "Limits", work: Work) -> None:
+    def __init__(self, request: "ClipRequest", limits: "Limits", reporter: Reporter) -> None:
         from raypipe.sandbox import Sandbox
 
-        self._sandbox, self._work = Sandbox(request, limits), work
+        self._sandbox, self._reporter = Sandbox(request, limits), reporter
 
     def __call__(self, videos: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for video in videos:
             name, rows = printable(video["video_id"]), clip_rows(Video(**video), self._sandbox)
             row: dict[str, Any] = {}
             while row.get("clips") is None:  # which a video's last clip has
-                self._work.begin("decoding", name, tell=not row)
-                row = self._next(rows)
+                self._reporter.begin("decoding", name, tell=not row)
+                row = next(rows)
                 yield row
-
-    def _next(self, rows: Iterator[dict[str, Any]]) -> dict[str, Any]:
-        return next(rows)
 
 
 def clip_rows(video: Video, sandbox: "Sandbox") -> Iterator[dict[str, Any]]:
@@ -496,20 +493,20 @@ def clip_columns(clip: "DecodedClip | FailedClip") -> dict[str, Any]:
 class EmbedClips:
     """Rows with pictures in, rows with features out. Holds the loaded backbone."""
 
-    def __init__(self, spec: FeatureSpec, network: Any, work: Work, *, gpu: bool) -> None:
+    def __init__(self, spec: FeatureSpec, network: Any, reporter: Reporter, *, gpu: bool) -> None:
         import ray
 
         from raypipe.monitoring import ExtractionMeter
 
         self._spec = spec
         self._embedder = ray.get(network).session(gpu=gpu and FAKE_GPUS not in os.environ)
-        self._work = work
+        self._reporter = reporter
         self._meter = ExtractionMeter()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         before_s, features = time.process_time(), None
         if (pictures := row.pop("pictures", None)) is not None:
-            self._work.begin("embedding", printable(clip_name(row)))
+            self._reporter.begin("embedding", printable(clip_name(row)))
             features = self._embed(pictures)
         row |= {"features": features, "embed_cpu_s": time.process_time() - before_s}
         self._meter.add(dict.fromkeys(FEATURES_SCHEMA.names) | row)
@@ -544,15 +541,15 @@ class ExtractClips:
     """Videos in, rows with their features out, one clip after another."""
 
     def __init__(
-        self, decode: Callable[[Work], DecodeClips], embed: Callable[[Work], EmbedClips], tally: Any
+        self, decode: Callable[[Reporter], DecodeClips], embed: Callable[[Reporter], EmbedClips], tally: Any
     ) -> None:
-        self._work = Work(tally)
-        self._decode, self._embed = decode(self._work), embed(self._work)
+        self._reporter = Reporter(tally)
+        self._decode, self._embed = decode(self._reporter), embed(self._reporter)
 
     def __call__(self, videos: pa.Table) -> Iterator[pa.Table]:
         rows = map(self._embed, self._decode(videos.to_pylist()))
         while some := list(islice(rows, CLIPS_PER_TABLE)):
-            self._work.rest(ended_videos(some))
+            self._reporter.rest(ended_videos(some))
             yield pa.Table.from_pylist(some, schema=FEATURES_SCHEMA)
 
 
@@ -567,32 +564,32 @@ PICTURES_SCHEMA = FEATURES_SCHEMA.append(pa.field("pictures", pa.large_binary())
 class DecodeTables:
     """Videos in, rows with their pictures out, for workers of another kind that embed."""
 
-    def __init__(self, decode: Callable[[Work], DecodeClips], tally: Any) -> None:
-        self._work = Work(tally)
-        self._decode = decode(self._work)
+    def __init__(self, decode: Callable[[Reporter], DecodeClips], tally: Any) -> None:
+        self._reporter = Reporter(tally)
+        self._decode = decode(self._reporter)
 
     def __call__(self, videos: pa.Table) -> Iterator[pa.Table]:
         for row in self._decode(videos.to_pylist()):
             if "pictures" in row:
                 row["pictures"] = row["pictures"].tobytes()
-            self._work.rest([])
+            self._reporter.rest([])
             yield pa.Table.from_pylist([row], schema=PICTURES_SCHEMA)
 
 
 class EmbedTables:
     """Rows with pictures in, rows with features out."""
 
-    def __init__(self, embed: Callable[[Work], EmbedClips], tally: Any) -> None:
-        self._work = Work(tally)
-        self._embed = embed(self._work)
+    def __init__(self, embed: Callable[[Reporter], EmbedClips], tally: Any) -> None:
+        self._reporter = Reporter(tally)
+        self._embed = embed(self._reporter)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         some = rows.drop_columns(["pictures"]).to_pylist()
         for row, pictures in zip(some, rows["pictures"], strict=True):
             row["pictures"] = self._embed.pictures(pictures.as_buffer()) if pictures.is_valid else None
-        self._work.begin("embedding", printable(clip_name(some[0])), tell=True)
+        self._reporter.begin("embedding", printable(clip_name(some[0])), tell=True)
         embedded = [self._embed(row) for row in some]
-        self._work.rest(ended_videos(embedded))
+        self._reporter.rest(ended_videos(embedded))
         return pa.Table.from_pylist(embedded, schema=FEATURES_SCHEMA)
 
 

@@ -9,13 +9,13 @@ On a disk the place itself is the folder, and nothing is copied.
 """
 
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from raypipe.scratch import scratch
 from raypipe.storage import Place, RemotePath, StorageError
 
 LOG = logging.getLogger("raypipe")
@@ -108,8 +108,8 @@ def mirrored(target: Place, *, last: str = "") -> Iterator[Mirror]:
         target.mkdir(parents=True, exist_ok=True)
         yield Mirror(target, None)
         return
-    with tempfile.TemporaryDirectory(prefix="raypipe-") as folder:
-        mirror = Mirror(Path(folder), target, last=last)
+    with scratch() as folder:
+        mirror = Mirror(folder, target, last=last)
         mirror.pull()
         try:
             yield mirror
@@ -123,9 +123,9 @@ def borrowed(target: Place | None) -> Iterator[Path | None]:
     if target is None or isinstance(target, Path):
         yield target
         return
-    with tempfile.TemporaryDirectory(prefix="raypipe-") as folder:
-        Mirror(Path(folder), target).pull()
-        yield Path(folder)
+    with scratch() as folder:
+        Mirror(folder, target).pull()
+        yield folder
 
 
 @contextmanager
@@ -134,7 +134,7 @@ def on_disk(file: Place) -> Iterator[Path]:
     if isinstance(file, Path):
         yield file
         return
-    with tempfile.TemporaryDirectory(prefix="raypipe-") as folder:
-        copy = Path(folder) / file.name
+    with scratch() as folder:
+        copy = folder / file.name
         copy.write_bytes(file.read_bytes())
         yield copy

@@ -48,7 +48,7 @@ class Tally:
         return sorted(((worker, *step) for worker, step in self._steps.items()), key=lambda step: step[3])
 
 
-class Work:
+class Reporter:
     """Tells the tally what this worker is busy with, so that work that hangs or kills has a name.
 
     There is one tally for the whole cluster, and each message costs it a millisecond. So it hears of a video

@@ -26,7 +26,7 @@ TIME_UP = "time was up"
 
 
 @dataclass(frozen=True)
-class Work:
+class Assignment:
     """What a trial's process is told."""
 
     number: str
@@ -83,13 +83,13 @@ class Steering:
         for trial in again:  # others are decided on when these have ended
             board.put(replace(trial, status="waiting", reason="", message=""))
         self._next = 1
-        self._works: dict[str, Work] = {}
+        self._assignments: dict[str, Assignment] = {}
         self._again: list[str] = []
         self._attempts: dict[str, int] = {}
         self._no_more = self._stopped = False
-        self._ahead: Work | None = None
+        self._ahead: Assignment | None = None
         self._round = 0
-        self._queue: list[tuple[TrialResult, Work]] = []
+        self._queue: list[tuple[TrialResult, Assignment]] = []
         budget_s = run.config.time_budget_s
         self._ends_at_s = time.time() + budget_s if budget_s else None
 
@@ -108,22 +108,22 @@ class Steering:
         self._no_more = self._stopped = True
         self._again = []
 
-    def next(self) -> Work | None:
+    def next(self) -> Assignment | None:
         """The trial to start now; None: not now."""
         if self._ahead:
-            work, self._ahead = self._ahead, None
-            return work
+            assignment, self._ahead = self._ahead, None
+            return assignment
         if self._again:  # it still has its place
-            return self._works[self._again.pop(0)]
+            return self._assignments[self._again.pop(0)]
         if self._no_more or self.board.live >= self.run.at_once:
             return None
         begun = self._next_of_round() if self.run.config.scheduler == "pbt" else self._next_trial()
         if begun is None:
             return None
-        trial, work = begun
+        trial, assignment = begun
         self.board.put(trial)
-        self._works[work.number] = work
-        return work
+        self._assignments[assignment.number] = assignment
+        return assignment
 
     def try_again(self, number: str) -> bool:
         """Whether a trial whose process was killed goes on once more."""
@@ -139,11 +139,11 @@ class Steering:
 
     # --- trials one by one --------------------------------------------------------------------------
 
-    def _next_trial(self) -> tuple[TrialResult, Work] | None:
+    def _next_trial(self) -> tuple[TrialResult, Assignment] | None:
         config, board = self.run.config, self.board
         if self._failed and not self._is_time_up:  # with the settings they had
             trial = self._failed.pop(0)
-            return self._work(trial.trial_id, TrialConfig.model_validate(trial.config))
+            return self._assigned(trial.trial_id, TrialConfig.model_validate(trial.config))
         while board.has(str(self._next)):  # of a run that goes on: it has ended
             self._next += 1
         known = known_to(self._next, self.run.at_once)
@@ -158,17 +158,18 @@ class Steering:
         if settings is None:
             self._no_more = True
             return None
-        return self._work(str(self._next), settings)
+        return self._assigned(str(self._next), settings)
 
-    def _work(self, number: str, settings: TrialConfig) -> tuple[TrialResult, Work]:
+    def _assigned(self, number: str, settings: TrialConfig) -> tuple[TrialResult, Assignment]:
         known = known_to(int(number), self.run.at_once)
         earlier = [self.board.get(str(n)) for n in range(1, known + 1)]
         must = bars(self.run.config, earlier)
-        return pending_trial(number, settings), Work(number, settings.model_dump(), must, self._ends_at_s)
+        assignment = Assignment(number, settings.model_dump(), must, self._ends_at_s)
+        return pending_trial(number, settings), assignment
 
     # --- a population, round by round (scheduler pbt) -----------------------------------------------
 
-    def _next_of_round(self) -> tuple[TrialResult, Work] | None:
+    def _next_of_round(self) -> tuple[TrialResult, Assignment] | None:
         while not self._queue and self.board.live == 0:
             if self._round == len(rounds(self.run.config)) or not self._begin_round():
                 self._no_more = True
@@ -193,7 +194,7 @@ class Steering:
                 continue
             file.unlink(missing_ok=True)  # time was up in its midst, and there is more now
             trial = replace(trial, status="pending")
-            work = Work(
+            assignment = Assignment(
                 trial.trial_id,
                 trial.config,
                 {},
@@ -203,7 +204,7 @@ class Steering:
                 source=source_of(trial) if number > 1 else None,
                 before=trial_as_json(trial),
             )
-            self._queue.append((trial, work))
+            self._queue.append((trial, assignment))
         return bool(begun)
 
     def _population(self) -> list[TrialResult]:

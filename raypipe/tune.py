@@ -57,8 +57,9 @@ from raypipe.mirror import borrowed, mirrored
 from raypipe.report import write_report
 from raypipe.results import BestResult, EpochResult, TrialResult, trial_as_json
 from raypipe.run import FAILED_FILE, Run
+from raypipe.scratch import scratch
 from raypipe.search import warm_settings
-from raypipe.steering import RETRIES, TIME_UP, Steering, Work
+from raypipe.steering import RETRIES, TIME_UP, Assignment, Steering
 from raypipe.storage import Place, StorageError, place
 from raypipe.store import FeatureStore, read_array, write_array, write_atomically, write_json
 from raypipe.training import Part, refit, train_trial
@@ -297,7 +298,8 @@ def search(steering: Steering, *, page: Callable[[], None]) -> None:
     """Runs all trials; the board is complete afterwards. Raises RunFailed where the disk is full."""
     run, board = steering.run, steering.board
     if not steering.nothing_left():
-        run_trials(run, board, steering, page=page)
+        with ray_tunes_notes(run) as notes:
+            run_trials(run, board, steering, page=page, notes=notes)
     if run.config.scheduler == "pbt":
         end_population(run, board)
 
@@ -313,7 +315,20 @@ def end_population(run: Run, board: Leaderboard) -> None:
             write_json(run.trial_file(trial.trial_id), trial_as_json(trial))
 
 
-def run_trials(run: Run, board: Leaderboard, steering: Steering, *, page: Callable[[], None]) -> None:
+@contextlib.contextmanager
+def ray_tunes_notes(run: Run) -> Iterator[Path]:
+    """A folder for what Ray Tune writes down. Nothing is read from there again, so where it cannot be in the
+    run's folder it is not kept."""
+    if isinstance(run.tune, Path):
+        yield run.tune
+        return
+    with scratch() as folder:
+        yield folder / run.tune.name
+
+
+def run_trials(
+    run: Run, board: Leaderboard, steering: Steering, *, page: Callable[[], None], notes: Path
+) -> None:
     """Has Ray Tune place and run what the steering asks for."""
     board.begin()
     # Ctrl-C is handled by raypipe; Tune's own handler would swallow it.
@@ -331,9 +346,6 @@ def run_trials(run: Run, board: Leaderboard, steering: Steering, *, page: Callab
     # A failed trial is told by the board in one line; its traceback is in the trial's folder.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     reports = JsonLoggerCallback()
-    # Of its notes nothing is read again, so where they cannot be in the run's folder they are not kept.
-    scratch = tempfile.TemporaryDirectory(prefix="raypipe-", ignore_cleanup_errors=True)
-    notes = run.tune if isinstance(run.tune, Path) else Path(scratch.name) / run.tune.name
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, run=run), run.claim.resources),
         tune_config=tune.TuneConfig(
@@ -341,8 +353,8 @@ def run_trials(run: Run, board: Leaderboard, steering: Steering, *, page: Callab
             search_alg=searcher(steering),
             # Importing TensorFlow takes as long as many a trial, and a process' one strategy serves all.
             reuse_actors=True,
-            trial_name_creator=lambda trial: Work(**trial.config).name,
-            trial_dirname_creator=lambda trial: Work(**trial.config).name,
+            trial_name_creator=lambda trial: Assignment(**trial.config).name,
+            trial_dirname_creator=lambda trial: Assignment(**trial.config).name,
         ),
         run_config=tune.RunConfig(
             name=notes.name,
@@ -359,7 +371,6 @@ def run_trials(run: Run, board: Leaderboard, steering: Steering, *, page: Callab
         for file in reports._trial_files.values():
             with contextlib.suppress(OSError):
                 file.close()
-        scratch.cleanup()
 
 
 def searcher(steering: Steering) -> "Searcher":
@@ -368,10 +379,10 @@ def searcher(steering: Steering) -> "Searcher":
 
     class Numbered(Searcher):
         def suggest(self, trial_id: str) -> Any:
-            work = steering.next()
-            if work is None:
+            assignment = steering.next()
+            if assignment is None:
                 return Searcher.FINISHED if steering.finished else None
-            return asdict(work)
+            return asdict(assignment)
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
             pass  # the board hears of it
@@ -420,26 +431,26 @@ def board_callback(run: Run, board: Leaderboard, steering: Steering, page: Calla
             self._show()
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-            self._end(Work(**trial.config), "it ended without a word")
+            self._end(Assignment(**trial.config), "it ended without a word")
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-            self._end(Work(**trial.config), Path(trial.error_file).read_text())
+            self._end(Assignment(**trial.config), Path(trial.error_file).read_text())
 
-        def _end(self, work: Work, said: str) -> None:
-            if told := read_trial(run.trial_file(work.number, work.round)):
+        def _end(self, assignment: Assignment, said: str) -> None:
+            if told := read_trial(run.trial_file(assignment.number, assignment.round)):
                 board.put(told)
             else:
-                self._end_untold(work, said)
-            trial = board.get(work.number)
+                self._end_untold(assignment, said)
+            trial = board.get(assignment.number)
             if trial.status == "failed":
                 self._line.close()
-                LOG.warning("trial %s failed (%s): %s", work.number, trial.reason, trial.message)
+                LOG.warning("trial %s failed (%s): %s", assignment.number, trial.reason, trial.message)
             self._show()
             page()
 
-        def _end_untold(self, work: Work, said: str) -> None:
+        def _end_untold(self, assignment: Assignment, said: str) -> None:
             """Its process did not say how it ended: killed, on a node that was, or with nowhere to write."""
-            number, (reason, message) = work.number, failure_of_process(said)
+            number, (reason, message) = assignment.number, failure_of_process(said)
             if reason in NO_FAULT_OF_A_TRIAL:
                 steering.stop()
                 if reason == "storage":
@@ -457,8 +468,8 @@ def board_callback(run: Run, board: Leaderboard, steering: Steering, page: Calla
             else:
                 failed = replace(board.get(number), status="failed", reason=reason, message=message)
                 board.put(failed)
-                run.part(number, work.round).mkdir(parents=True, exist_ok=True)
-                write_json(run.trial_file(number, work.round), trial_as_json(failed))
+                run.part(number, assignment.round).mkdir(parents=True, exist_ok=True)
+                write_json(run.trial_file(number, assignment.round), trial_as_json(failed))
 
         def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
             self._line.close()
@@ -492,18 +503,19 @@ def run_trial(params: dict[str, Any], *, run: Run) -> None:
     """One trial inside its process: trains, reports each epoch to Tune, and writes down how it ended."""
     import ray
 
-    work = Work(**params)
+    assignment = Assignment(**params)
     gpu_ids = ray.get_gpu_ids()
-    name_process(work.name)
-    folder, file = run.part(work.number, work.round), run.trial_file(work.number, work.round)
+    name_process(assignment.name)
+    folder = run.part(assignment.number, assignment.round)
+    file = run.trial_file(assignment.number, assignment.round)
     try:
-        result = train_and_tell(run, work, gpu_ids)
+        result = train_and_tell(run, assignment, gpu_ids)
     except Superseded:  # its node had been given up; the trial is another process's now
         raise
     except Exception as error:
         reason, message = failure_of(error)
         if reason not in NO_FAULT_OF_A_TRIAL:
-            failed = pending_trial(work.number, TrialConfig.model_validate(work.config))
+            failed = pending_trial(assignment.number, TrialConfig.model_validate(assignment.config))
             failed = replace(failed, status="failed", reason=reason, message=message)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "error.txt").write_text(traceback.format_exc())
@@ -512,13 +524,13 @@ def run_trial(params: dict[str, Any], *, run: Run) -> None:
     write_json(file, trial_as_json(result))
 
 
-def train_and_tell(run: Run, work: Work, gpu_ids: Sequence[int]) -> TrialResult:
+def train_and_tell(run: Run, assignment: Assignment, gpu_ids: Sequence[int]) -> TrialResult:
     """Trains until the trial ends, is cut short, or time is up; its result."""
     from ray import tune
 
-    trial = work.trial()
+    trial = assignment.trial()
     config = trial.course.config
-    bars = {int(epoch): score for epoch, score in work.bars.items()}
+    bars = {int(epoch): score for epoch, score in assignment.bars.items()}
     started_s = time.monotonic()
     curve, begun = list(trial.epochs), len(trial.epochs)
     startup_s, cut = float("nan"), ""
@@ -526,7 +538,8 @@ def train_and_tell(run: Run, work: Work, gpu_ids: Sequence[int]) -> TrialResult:
     def on_epoch(epochs: list[Epoch]) -> bool:
         nonlocal startup_s, cut
         if len(curve) == begun:
-            startup_s = time.monotonic() - started_s - epochs[-1].wall_s
+            # Of a trial that goes on the epoch may have been trained, and counted, before.
+            startup_s = max(0.0, time.monotonic() - started_s - epochs[-1].wall_s)
         mirror.push_in_passing()
         result, accuracy = epoch_result(run, epochs, out_of_fold(epochs, run.splits))
         curve.append(result)
@@ -540,18 +553,18 @@ def train_and_tell(run: Run, work: Work, gpu_ids: Sequence[int]) -> TrialResult:
                 "data_share": epochs[-1].data_share,
             }
         )
-        name_process(work.name)  # Ray has called it by its class again
+        name_process(assignment.name)  # Ray has called it by its class again
         number = epochs[-1].number
-        if not (number >= (work.until or config.epochs) or stopped(epochs, config.patience)):
+        if not (number >= (assignment.until or config.epochs) or stopped(epochs, config.patience)):
             if result.score_so_far < bars.get(number, -np.inf):
                 cut = f"below {bars[number]:.3f} after epoch {number}"
-            elif work.ends_at_s is not None and time.time() > work.ends_at_s:
+            elif assignment.ends_at_s is not None and time.time() > assignment.ends_at_s:
                 cut = TIME_UP
         return not cut
 
     with (
-        mirrored(run.part(work.number, work.round), last=STATES) as mirror,
-        borrowed(work.source_in(run)) as source,
+        mirrored(run.part(assignment.number, assignment.round), last=STATES) as mirror,
+        borrowed(assignment.source_in(run)) as source,
     ):
         epochs = train_trial(
             run.dataset.clips,
@@ -563,9 +576,9 @@ def train_and_tell(run: Run, work: Work, gpu_ids: Sequence[int]) -> TrialResult:
             folder=mirror.folder,
             on_epoch=on_epoch,
             backend=run.config.backend,
-            part=work.part(source),
+            part=assignment.part(source),
         )
-    write_array(run.out_of_fold(work.number), out_of_fold(epochs, run.splits))
+    write_array(run.out_of_fold(assignment.number), out_of_fold(epochs, run.splits))
     return ended_trial(run, trial, epochs, curve, cut=cut, startup_s=startup_s, begun=begun)
 
 
@@ -617,8 +630,8 @@ class BestTrainer:
         """On the whole training side."""
         import ray
 
-        with tempfile.TemporaryDirectory(prefix="raypipe-") as scratch:
-            model = Path(scratch) / "model.keras"
+        with scratch() as folder:
+            model = folder / "model.keras"
             probabilities = refit(
                 run.dataset.clips,
                 run.splits.training,

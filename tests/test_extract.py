@@ -17,8 +17,6 @@ from raypipe.config import EmbeddingConfig, ExtractConfig, LimitsConfig, Samplin
 from raypipe.decode import ClipRequest, decode_clips
 from raypipe.errors import RunFailed, UserError
 from raypipe.extract import gpus_for, main
-from raypipe.outcomes import full_run
-from raypipe.progress import progress_line
 from raypipe.store import FeatureStore, features_array
 
 
@@ -190,21 +188,6 @@ def test_gpus_that_are_asked_for_in_vain(device: str, gpus: int, words: str) -> 
     assert gpus_for(network, gpus, EmbeddingConfig()) == 0
 
 
-FULL = {"videos": 6, "wall_s": 9.0, "videos_per_s": 0.667}
-
-
-@pytest.mark.parametrize(
-    ("summary", "previous", "kept"),
-    [
-        (FULL | {"extracted": 6, "done_before": 0}, {}, FULL),
-        (FULL | {"extracted": 0, "done_before": 6, "wall_s": 0.3}, {"full_run": FULL}, FULL),
-        (FULL | {"extracted": 2, "done_before": 4}, {}, None),
-    ],
-)
-def test_the_summary_keeps_what_a_full_run_took(summary: dict, previous: dict, kept: dict | None) -> None:
-    assert full_run(summary, previous) == kept
-
-
 # --- further runs -----------------------------------------------------------------------------------
 
 
@@ -365,18 +348,3 @@ def test_other_features_in_the_store_and_too_many_failures(first: Run) -> None:
     said = "error: 3 of 6 videos failed, more than --max-failed 2; everything finished is kept in "
     assert failed.communicate()[1].splitlines()[-1] == f"{said}{first.store}"
     assert (other.returncode, failed.returncode) == (2, 1)
-
-
-@pytest.mark.parametrize(
-    ("counts", "line"),
-    [
-        ({}, "videos 0/242 · starting"),
-        (
-            {"ok": 115, "partial": 1, "failed": 2},
-            "videos 118/242 · ok 115 · partial 1 · failed 2 · 11.8/s · 0:11 left",
-        ),
-        ({"ok": 242}, "videos 242/242 · ok 242 · partial 0 · failed 0 · 24.2/s · 0:00 left"),
-    ],
-)
-def test_progress_line(counts: dict[str, int], line: str) -> None:
-    assert progress_line(counts, 242, 10.0) == line

@@ -368,7 +368,7 @@ def freezing(name: str, frozen: Path) -> type:
 
     methods = {
         "EmbedClips": {"_embed": lambda self, pictures: kind._embed(self, stop(pictures))},
-        "DecodeClips": {"_next": lambda self, rows: kind._next(self, map(stop, rows))},
+        "DecodeClips": {"__call__": lambda self, videos: map(stop, kind.__call__(self, videos))},
     }
     return type(name, (kind,), methods[name])
 

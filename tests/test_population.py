@@ -14,7 +14,7 @@ from raypipe.leaderboard import Leaderboard, pending_trial
 from raypipe.population import changed, next_round, rounds, source_of
 from raypipe.results import EpochResult, TrialResult, trial_as_json
 from raypipe.run import Run
-from raypipe.steering import Steering, Work
+from raypipe.steering import Assignment, Steering
 from raypipe.store import write_json
 
 SPACE = {
@@ -124,7 +124,7 @@ def steering(folder: Path, **fields: object) -> tuple[Steering, Leaderboard]:
     ), board
 
 
-def train(steer: Steering, board: Leaderboard, work: Work) -> None:
+def train(steer: Steering, board: Leaderboard, work: Assignment) -> None:
     """A trial's score depends on its settings and on what it began with."""
     trial, until = work.trial(), work.until
     assert until is not None
@@ -146,7 +146,7 @@ def search(seed: int, folder: Path, *, kill_after: int | None = None) -> Leaderb
     """Trials end in an order that chance has; the driver is killed after so many of them, and begins anew."""
     rng, ended = random.Random(seed), 0
     steer, board = steering(folder)
-    running: list[Work] = []
+    running: list[Assignment] = []
     while not steer.finished:
         while work := steer.next():
             running.append(work)

@@ -37,9 +37,8 @@ from raypipe.results import (
     SideResult,
     TrialResult,
     Yardstick,
-    leaderboard,
 )
-from raypipe.wording import duration, interval, number, setting, share, words
+from raypipe.wording import interval
 
 NAN = math.nan
 HOSTILE = "<script>alert('x')</script> & \"y\".mp4"
@@ -386,26 +385,6 @@ def test_failure_leaves_the_old_page_and_no_temporary_file(tmp_path: Path) -> No
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_leaderboard_order() -> None:
-    trials = (
-        FAILED,
-        PENDING,
-        trial("b", 0.7),
-        trial("nan", NAN),
-        trial("a", 0.9),
-        trial("p", 0.95, status="pruned"),
-    )
-    assert [t.trial_id for t in leaderboard(trials, "macro_f1")] == [
-        "a",
-        "b",
-        "nan",
-        "p",
-        "t-pending",
-        "t-failed",
-    ]
-    assert [t.trial_id for t in leaderboard(trials, "val_loss")][:2] == ["b", "a"]
-
-
 @pytest.mark.parametrize(
     ("configs", "expected"),
     [
@@ -419,35 +398,3 @@ def test_leaderboard_order() -> None:
 )
 def test_varying_settings(configs: list[dict[str, Setting]], expected: list[str]) -> None:
     assert varying_settings([replace(PENDING, config=config) for config in configs]) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (share(0.8734), "87.3\u00a0%"),
-        (share(NAN), "not measured"),
-        (number(0.87349), "0.873"),
-        (number(math.inf), "not measured"),
-        (interval((0.771, 0.934)), "77.1 to 93.4\u00a0%"),
-        (interval((NAN, NAN)), "not measured"),
-        (duration(12.34), "12.3 s"),
-        (duration(59.97), "1 min 0 s"),
-        (duration(754), "12 min 34 s"),
-        (duration(3725), "1 h 2 min"),
-        (duration(NAN), "not measured"),
-        (setting(None), "null"),
-        (setting(True), "true"),
-        (setting(16), "16"),
-        (setting(0.00048231), "0.000482"),
-        (setting("gru"), "gru"),
-        (words("balanced_accuracy"), "balanced accuracy"),
-        (words("auc"), "AUC"),
-    ],
-)
-def test_how_values_read(text: str, expected: str) -> None:
-    assert text == expected
-
-
-def test_unknown_status_is_refused() -> None:
-    with pytest.raises(ValueError, match="status='lost' must be one of done, running"):
-        trial("t", status="lost")

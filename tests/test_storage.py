@@ -1,5 +1,6 @@
 """Storage in a bucket, on a real S3 server on loopback, with faults injected before it."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -20,11 +22,16 @@ from runs import FLAGS, ids, write_videos
 from s3 import ACCESS_KEY, SECRET_KEY, Bucket, proxy
 
 from raypipe import storage
+from raypipe.config import TrialConfig, TuneConfig
 from raypipe.dataset import load_dataset
 from raypipe.errors import UserError
+from raypipe.leaderboard import pending_trial
 from raypipe.remote_file import open_remote
+from raypipe.results import trial_as_json
+from raypipe.search import warm_settings
 from raypipe.storage import RemotePath, StorageError, place, redacted
 from raypipe.store import FeatureStore
+from raypipe.tune import earlier_trials
 from raypipe.videos import list_videos
 
 # --- addresses ----------------------------------------------------------------------------------------
@@ -291,3 +298,22 @@ def test_no_credentials_are_left_anywhere(extracted: tuple[Bucket, list[str]]) -
     table = FeatureStore(bucket.uri("features")).read(["path", "message"])
     kept += str(table.to_pydict()).encode()
     assert SECRET_KEY.encode() not in kept and ACCESS_KEY.encode() not in kept
+
+
+# --- an earlier search ----------------------------------------------------------------------------------
+
+
+def test_a_search_starts_from_the_leaderboard_of_one_in_a_bucket() -> None:
+    bucket = Bucket()
+    earlier = [
+        replace(pending_trial(number, TrialConfig(width=width)), status="done", score=score)
+        for number, width, score in (("1", 8, 0.6), ("2", 16, 0.9))
+    ]
+    files = {f"results/tune/trials/trial-{trial.trial_id}/trial.json": trial for trial in earlier}
+    bucket.put({name: json.dumps(trial_as_json(trial)).encode() for name, trial in files.items()})
+    found = earlier_trials(bucket.uri("results/tune"))
+    assert [trial.trial_id for trial in found] == ["1", "2"]
+    config = TuneConfig(trial=TrialConfig(model="gru"), space={"width": [8, 16]}, num_samples=4)
+    assert [settings.width for settings in warm_settings(config, found)] == [16, 8]
+    with pytest.raises(UserError, match="no trials there"):
+        earlier_trials(bucket.uri("results/another"))
