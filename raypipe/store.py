@@ -20,7 +20,7 @@ import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from itertools import chain, compress
 from pathlib import Path
@@ -523,24 +523,24 @@ CHANGES_BORNE = 5
 def _table(
     shard: Place, *, columns: Sequence[str] | None = None, schema: pa.Schema | None = None
 ) -> pa.Table:
-    """The rows of one version of the shard: in a bucket reading takes several requests, between which the
-    object may be replaced."""
+    """The rows of one version of the shard, which in a bucket may be replaced while it is read."""
 
     def read() -> pa.Table:
         with _opened(shard) as source:
             return _rows_of(source, columns, schema)
 
-    for _ in range(CHANGES_BORNE):
-        before = shard.stat() if isinstance(shard, RemotePath) else None
-        try:
-            table = asked_again(read)
-        except (pa.ArrowInvalid, OSError):
-            if before is None or shard.stat() == before:
-                raise
-            continue
-        if before is None or shard.stat() == before:
+    if not isinstance(shard, RemotePath):
+        return read()
+    before = shard.stat()
+    with suppress(pa.ArrowInvalid, OSError):  # what is really damaged is so below as well
+        table = asked_again(read)  # several requests, for the columns that are wanted
+        if shard.stat() == before:
             return table
-    raise OSError("it is being replaced again and again")
+    for _ in range(CHANGES_BORNE):
+        content = pa.BufferReader(shard.read_bytes())  # one request, and one to ask for the size before
+        with suppress(pa.ArrowInvalid, OSError):
+            return _rows_of(content, columns, schema)
+    return _rows_of(content, columns, schema)
 
 
 def _rows_of(source: Any, columns: Sequence[str] | None, schema: pa.Schema | None) -> pa.Table:

@@ -281,7 +281,7 @@ def decoded_defects(clip: DecodedClip, request: ClipRequest) -> list[str]:
 def is_alive(pid: int) -> bool:
     try:
         return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
@@ -290,7 +290,7 @@ def open_files(pid: int) -> set[str]:
     try:
         links = [f"/proc/{pid}/fd/{name}" for name in os.listdir(f"/proc/{pid}/fd")]
         return {os.readlink(link) for link in links if os.path.lexists(link)}
-    except (FileNotFoundError, PermissionError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return set()
 
 

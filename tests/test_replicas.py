@@ -53,7 +53,8 @@ def test_several_replicas_train_as_one(trained, case, replicas):
     np.testing.assert_allclose(several["losses"], one["losses"], rtol=1e-5)
     np.testing.assert_allclose(several["after"], one["after"], atol=1e-5)
     assert len(one["after"]) == 29, "an uneven number of clips is predicted, each once"
-    np.testing.assert_array_equal(one["before"], 0.5)  # the untrained state was put back
+    # The untrained state was put back; not every processor's softmax of two zeros is one half exactly.
+    np.testing.assert_allclose(one["before"], 0.5, rtol=1e-6)
 
 
 @pytest.mark.slow

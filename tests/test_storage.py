@@ -246,8 +246,6 @@ def test_a_reader_never_sees_a_shard_half_replaced() -> None:
             labels = FeatureStore(store.path).read(["label"])["label"].to_pylist()
             seen.add(labels[0][:1])
             assert len(labels) == 40 and len({label[:1] == "z" for label in labels}) == 1
-    except UserError as error:
-        assert "replaced again and again" in str(error)
     finally:
         ended.set()
         thread.join()
