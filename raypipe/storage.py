@@ -267,16 +267,20 @@ class RemotePath:
         system, inner = open_file_system(self.address)
         return system.open_input_file(inner)
 
+    def read(self, reader: "Callable[[NativeFile], T]") -> T:
+        """What `reader` makes of the file. Raises FileNotFoundError, and what `reader` raises."""
+
+        def once() -> T:
+            with self.open() as file:
+                return reader(file)
+
+        return asked_again(once)
+
     @_asking()
     def read_bytes(self) -> bytes:
         """Raises FileNotFoundError."""
-
-        def read() -> bytes:
-            with self.open() as file:
-                content: bytes = file.read()
-            return content
-
-        return asked_again(read)
+        content: bytes = self.read(lambda file: file.read())
+        return content
 
     def read_text(self) -> str:
         return self.read_bytes().decode()

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from raypipe.errors import UserError
 from raypipe.lease import only_writer
-from raypipe.storage import Place, RemotePath, asked_again, place
+from raypipe.storage import Place, RemotePath, place
 from raypipe.videos import Video
 
 SCHEMA_VERSION = 2
@@ -500,21 +500,8 @@ class _Place:
 
 
 def row_count(shard: Place) -> int:
-    def read() -> int:
-        with _opened(shard) as source:
-            return int(pq.read_metadata(source).num_rows)
-
-    return asked_again(read)
-
-
-@contextmanager
-def _opened(shard: Place) -> Iterator[Any]:
-    """What pyarrow reads a shard from."""
-    if isinstance(shard, RemotePath):
-        with shard.open() as file:
-            yield file
-    else:
-        yield shard
+    found = shard.read(pq.read_metadata) if isinstance(shard, RemotePath) else pq.read_metadata(shard)
+    return int(found.num_rows)
 
 
 CHANGES_BORNE = 5
@@ -525,22 +512,21 @@ def _table(
 ) -> pa.Table:
     """The rows of one version of the shard, which in a bucket may be replaced while it is read."""
 
-    def read() -> pa.Table:
-        with _opened(shard) as source:
-            return _rows_of(source, columns, schema)
+    def read(source: Any) -> pa.Table:
+        return _rows_of(source, columns, schema)
 
     if not isinstance(shard, RemotePath):
-        return read()
+        return read(shard)
     before = shard.stat()
     with suppress(pa.ArrowInvalid, OSError):  # what is really damaged is so below as well
-        table = asked_again(read)  # several requests, for the columns that are wanted
+        table = shard.read(read)  # several requests, for the columns that are wanted
         if shard.stat() == before:
             return table
     for _ in range(CHANGES_BORNE):
         content = pa.BufferReader(shard.read_bytes())  # one request, and one to ask for the size before
         with suppress(pa.ArrowInvalid, OSError):
-            return _rows_of(content, columns, schema)
-    return _rows_of(content, columns, schema)
+            return read(content)
+    return read(content)
 
 
 def _rows_of(source: Any, columns: Sequence[str] | None, schema: pa.Schema | None) -> pa.Table:
