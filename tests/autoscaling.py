@@ -19,6 +19,7 @@ from s3 import free_port
 
 from benchmarks.soak import family
 
+HERE = Path(__file__).parent
 TOKEN = "0123456789abcdef0123456789abcdef"
 HEAD = "ray.head.default"
 
@@ -50,7 +51,8 @@ def config(
         "upscaling_speed": 100,
         "idle_timeout_minutes": idle_minutes,
         "provider": {
-            "type": "fake_multinode",
+            "type": "external",
+            "module": "fake_nodes.FakeNodes",
             "gcs_address": f"127.0.0.1:{port}",
             "use_node_id_as_ip": True,  # or nodes with one address are one to it, and none is ever idle
             "disable_node_updaters": True,  # there is nothing to set up through SSH
@@ -104,6 +106,7 @@ def autoscaling_cluster(
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
         "RAY_metrics_report_interval_ms": "1000",
         "RAYPIPE_FAKE_GPUS": "1",
+        "PYTHONPATH": os.pathsep.join(map(str, [HERE, HERE.parent])),  # there the autoscaler finds fake_nodes
     }
     with short_folder(home / "ray") as ray, open(home / "head.log", "wb") as log:
         command = [

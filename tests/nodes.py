@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from autoscaling import end_family, send, short_folder, token_environment
@@ -26,6 +27,8 @@ ROOT = Path(__file__).parents[1]
 BRIDGE = f"rp{os.getpid()}"  # at most 15 characters, with h or n and a number
 NETWORK = f"10.{77 + os.getpid() % 100}.0"
 DISK = "80m"
+
+T = TypeVar("T")
 
 
 def ip(*arguments: str) -> int:
@@ -123,12 +126,14 @@ class Command:
     def said(self) -> str:
         return self.log.read_text()
 
-    def wait_until(self, happened: Callable[[], object], *, within_s: float = 240) -> None:
+    def wait_until(self, happened: Callable[[], T], *, within_s: float = 240) -> T:
+        """What has happened, as soon as that is true."""
         deadline_s = time.monotonic() + within_s
-        while not happened():
+        while not (found := happened()):
             assert self.process.poll() is None, self.said()
             assert time.monotonic() < deadline_s, self.said()
             time.sleep(0.05)
+        return found
 
     def finish(self) -> tuple[int, str]:
         """Its exit status, and what it said."""

@@ -45,8 +45,7 @@ def test_a_lost_node_costs_no_video(fault: str, nodes: Nodes, videos: Path) -> N
     started_s = time.monotonic()
     run = nodes.start("raypipe.extract", *flags)
     run.wait_until(store.shards)
-    run.wait_until(lambda: at_work(workers))
-    lost = at_work(workers)[0]
+    lost = run.wait_until(lambda: at_work(workers))[0]
     lost_s = time.monotonic()
     FAULTS[fault](lost)
     before = store.read(["video_id"]).num_rows
@@ -115,7 +114,8 @@ def disturb(nodes: Nodes, name: str, fault: Callable[[Node], None]) -> tuple[Com
     run = nodes.folder / "results" / name
     command = begin_search(nodes, name)
     command.wait_until(lambda: epochs(run, 3) > 1 or epochs(run, 4) > 1)
-    lost = next(node for node in workers if node.writes_in(run))
+    # Between two trials a node has no file of the run open.
+    lost = command.wait_until(lambda: [node for node in workers if node.writes_in(run)])[0]
     fault(lost)
     return command, lost, time.monotonic()
 
@@ -148,8 +148,7 @@ def test_a_search_whose_node_is_cut_off(nodes: Nodes, undisturbed: object) -> No
     command.wait_until(lambda: GOES_ON in command.said())
     print(f"given up after {time.monotonic() - lost_s:.0f} s")
     command.wait_until(lambda: "training it on all" in command.said())
-    command.wait_until(lambda: any(node.does("BestTrainer") for node in workers))
-    next(node for node in workers if node.does("BestTrainer")).pause()
+    command.wait_until(lambda: [node for node in workers if node.does("BestTrainer")])[0].pause()
     paused_s = time.monotonic()
     check_same(nodes, "cut-off", command, undisturbed, lost_s)
     print(f"after the pause {time.monotonic() - paused_s:.0f} s")
