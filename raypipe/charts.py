@@ -180,7 +180,10 @@ def slice_chart(name: str, trials: Sequence[TrialResult], metric: str, best_id: 
             axes.set_xlim(-0.6, len(labels) - 0.4)
         elif is_log(column):
             axes.set_xscale("log")
-            if max(places) / min(places) < 100:
+            span = max(places) / min(places)
+            if span < 5:  # hardly more than one of the ticks below
+                axes.xaxis.set_major_locator(MaxNLocator(nbins=3))
+            elif span < 100:
                 axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())

@@ -325,7 +325,7 @@ def compare(
     return Comparison(
         name=folder.name,
         command=shlex.join(["python", "-m", "raypipe.compare", *sys.argv[1:]]),
-        started=started.isoformat(timespec="seconds"),
+        started=started,
         wall_s=(datetime.now().astimezone() - started).total_seconds(),
         features=str(store.path),
         clips=int(compared.sum()),

@@ -6,6 +6,7 @@ Plain values in, one `Comparison` out, and that as JSON, Markdown and a page.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from raypipe.report import page_environment
 from raypipe.results import Setting
 from raypipe.storage import Place
 from raypipe.store import write_atomically, write_json
-from raypipe.wording import NOT_MEASURED, duration, number, setting, share, words
+from raypipe.wording import NOT_MEASURED, duration, moment, number, setting, share, words
 
 RESAMPLES = 2000
 Interval = tuple[float, float]
@@ -82,7 +83,7 @@ class Comparison:
 
     name: str
     command: str
-    started: str
+    started: datetime
     wall_s: float
     features: str
     clips: int
@@ -305,7 +306,10 @@ def verdict(row: Row, cell: Cell) -> str:
 
 def write_comparison(folder: Place, comparison: Comparison) -> None:
     """comparison.json, .md and .html in the folder."""
-    write_json(folder / "comparison.json", asdict(comparison))
+    write_json(
+        folder / "comparison.json",
+        asdict(comparison) | {"started": comparison.started.isoformat(timespec="seconds")},
+    )
     for name, text in (("md", markdown(comparison)), ("html", render(comparison))):
         write_atomically(folder / f"comparison.{name}", text.encode("utf-8", errors="backslashreplace"))
 
@@ -345,7 +349,7 @@ def _with(text: str, interval: Interval | None, read: Callable[[Interval, str], 
 def render(comparison: Comparison) -> str:
     """The page as text."""
     pages = page_environment()
-    for reading in (figure, bounds, change, change_bounds, verdict, setting, words):
+    for reading in (figure, bounds, change, change_bounds, verdict, moment, setting, words):
         pages.filters[reading.__name__] = reading
     return pages.get_template("comparison.html.j2").render(
         comparison=comparison,

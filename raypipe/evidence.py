@@ -161,7 +161,7 @@ def run_report(
         commands=commands(run),
         config=yaml.safe_dump(run.config.model_dump(exclude={"config"}, mode="json"), sort_keys=False),
         metric=run.config.metric,
-        started=run.started.isoformat(timespec="seconds"),
+        started=run.started,
         wall_s=(datetime.now().astimezone() - run.started).total_seconds(),
         features=str(run.store.path),
         view=spec.view,

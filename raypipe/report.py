@@ -8,6 +8,7 @@ import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -35,7 +36,7 @@ from raypipe.metrics import ClassResult, Evaluation, wilson_interval
 from raypipe.results import BestResult, TrialResult, Yardstick, leaderboard, lineage
 from raypipe.storage import Place
 from raypipe.store import write_atomically
-from raypipe.wording import duration, interval, number, setting, share, words
+from raypipe.wording import duration, interval, moment, number, setting, share, words
 
 NAN = math.nan
 SLICES_SHOWN = 9
@@ -177,7 +178,7 @@ class RunReport:
     """All that was asked, as YAML."""
     metric: str
     """What `score` is; lower is better if it ends in "loss", else higher."""
-    started: str
+    started: datetime
     wall_s: float
     features: str
     view: str
@@ -229,6 +230,7 @@ def render(run: RunReport) -> str:
         hours,
         energy,
         duration,
+        moment,
         setting,
         measured_classes,
         lineage,

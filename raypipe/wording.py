@@ -1,6 +1,7 @@
 """How values read on pages: shares, numbers, intervals, durations, settings."""
 
 import math
+from datetime import datetime
 
 from raypipe.results import Setting
 
@@ -36,6 +37,11 @@ def duration(seconds: float) -> str:
     if minutes < 1:
         return f"{seconds:.1f} s"
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def moment(at: datetime) -> str:
+    """2026-01-14 09:12 UTC."""
+    return f"{at:%Y-%m-%d %H:%M %Z}".strip()
 
 
 def setting(value: Setting) -> str:

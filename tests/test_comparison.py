@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -157,7 +158,7 @@ def comparison(*, ways=("before", "after"), classes=CLASSES, **figures):
     return Comparison(
         name="fights",
         command="python -m raypipe.compare --seeds 2",
-        started="2026-01-14 09:12 UTC",
+        started=datetime(2026, 1, 14, 9, 12, tzinfo=UTC),
         wall_s=120.0,
         features="results/features",
         clips=48,

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +131,7 @@ def run_report(names: Sequence[str] = TWO) -> RunReport:
         ),
         config="num_samples: 2\n",
         metric="balanced_accuracy",
-        started="2026-01-14 09:12 UTC",
+        started=datetime(2026, 1, 14, 9, 12, tzinfo=UTC),
         wall_s=3725.0,
         features="results/features",
         view="both",

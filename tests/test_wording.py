@@ -1,10 +1,11 @@
 """How values read on pages."""
 
 import math
+from datetime import UTC, datetime
 
 import pytest
 
-from raypipe.wording import duration, interval, number, setting, share, words
+from raypipe.wording import duration, interval, moment, number, setting, share, words
 
 NAN = math.nan
 
@@ -23,6 +24,7 @@ NAN = math.nan
         (duration(754), "12 min 34 s"),
         (duration(3725), "1 h 2 min"),
         (duration(NAN), "not measured"),
+        (moment(datetime(2026, 1, 14, 9, 12, 30, tzinfo=UTC)), "2026-01-14 09:12 UTC"),
         (setting(None), "null"),
         (setting(True), "true"),
         (setting(16), "16"),
