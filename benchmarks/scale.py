@@ -28,10 +28,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from raypipe.backbones import load_backbone
+from raypipe.commits import Commits
 from raypipe.config import EmbeddingConfig, SamplingConfig
 from raypipe.extract import feature_spec, video_tables
 from raypipe.outcomes import Costs, account_for, summarize
-from raypipe.store import ROW_SCHEMA, Commits, FeatureSpec, FeatureStore, plan_run, shard_table, stage_shard
+from raypipe.plan import plan_run
+from raypipe.schema import ROW_SCHEMA, FeatureSpec
+from raypipe.shards import shard_table, stage_shard
+from raypipe.store import FeatureStore
 from raypipe.videos import Video, list_videos
 
 SPEC = FeatureSpec(

@@ -88,10 +88,6 @@ class OnnxBackbone:
     def network(self) -> "OnnxNetwork":
         return OnnxNetwork(self.write_graph(self.weights_path.read_bytes()), self.name)
 
-    def session(self) -> "Embedder":
-        """Loads the network; costs about a second, so once per process."""
-        return self.network().session()
-
 
 def file_digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
@@ -129,6 +125,9 @@ class OnnxNetwork:
             raise UserError(f"--backbone {self.name}: ONNX Runtime cannot load it: {words}") from None
 
 
+CUDA = "CUDAExecutionProvider"
+
+
 class Embedder:
     """A loaded ONNX model: call it with uint8 RGB pictures [N, H, W, 3] for float32 features [N, D].
 
@@ -143,8 +142,10 @@ class Embedder:
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        providers = ["CUDAExecutionProvider"] if gpu else []
+        providers = [CUDA] if gpu else []
         self._session = ort.InferenceSession(model, options, providers=[*providers, "CPUExecutionProvider"])
+        if gpu and self._session.get_providers()[0] != CUDA:  # ONNX Runtime itself only warns
+            raise RuntimeError(f"{CUDA} does not load; CUDA and cuDNN must fit onnxruntime-gpu")
         (wanted,) = self._session.get_inputs()
         self._input, self._floats = wanted.name, wanted.type == "tensor(float)"
         self._channels_first = len(wanted.shape) == 4 and wanted.shape[1] == 3 and wanted.shape[3] != 3
@@ -160,7 +161,7 @@ def onnx_sees_gpus() -> bool:
     """Whether this ONNX Runtime is the build for CUDA."""
     import onnxruntime as ort
 
-    return "CUDAExecutionProvider" in ort.get_available_providers()
+    return CUDA in ort.get_available_providers()
 
 
 def load_backbone(name: str, *, weights: str | None = None, frame_size: int = 224) -> Backbone:

@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 
 from raypipe.calibration import fit_calibration
 from raypipe.evidence import differences, held_out_side, out_of_fold_side
+from raypipe.files import write_atomically, write_json
 from raypipe.history import csv_text
 from raypipe.results import BestResult, SideResult, TrialResult, Yardstick
 from raypipe.run import Run
 from raypipe.splits import Splits
-from raypipe.store import write_atomically, write_json
 from raypipe.yardstick import predict_yardstick, yardstick_name
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from raypipe.engines import State
 from raypipe.errors import RunFailed
-from raypipe.store import write_atomically
+from raypipe.files import write_atomically
 from raypipe.telemetry import GpuFigures
 from raypipe.trial import Epoch
 

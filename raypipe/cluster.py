@@ -119,6 +119,11 @@ def ask(reference: Any, otherwise: T) -> T:
     return answer
 
 
+def gpus_are_fake() -> bool:
+    """Whether Ray only believes in its GPUs, as in tests: CPUs do what they would do."""
+    return "RAYPIPE_FAKE_GPUS" in os.environ
+
+
 def name_process(name: str) -> None:
     """What this worker is called among the processes on Ray's dashboard, in `ps` and in `nvidia-smi`, until
     Ray gives it its next task: kept processes train many trials, and an actor's name never changes."""

@@ -46,10 +46,11 @@ from raypipe.engines import Backend
 from raypipe.errors import RunFailed, UserError
 from raypipe.evidence import evaluate_side, versions
 from raypipe.failures import sentence_of
+from raypipe.files import write_json
 from raypipe.mirror import mirrored
 from raypipe.splits import TEST, Splits
 from raypipe.storage import Place, place
-from raypipe.store import FeatureStore, write_json
+from raypipe.store import FeatureStore
 from raypipe.training import train_trial
 from raypipe.trial import ClipSet, Epoch, best_epoch, out_of_fold
 from raypipe.tune import alone_in, check_search, naming, new_run_folder, storage_watched

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from raypipe.files import write_atomically, write_json
 from raypipe.metrics import group_weights, weighted_scores
 from raypipe.report import page_environment
 from raypipe.results import Setting
 from raypipe.storage import Place
-from raypipe.store import write_atomically, write_json
 from raypipe.wording import NOT_MEASURED, duration, moment, number, setting, share, words
 
 RESAMPLES = 2000

@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 from raypipe.config import SplitConfig, TrialConfig
 from raypipe.errors import UserError
 from raypipe.feature_map import FeatureSource
+from raypipe.files import write_json
 from raypipe.splits import TEST, Splits, assign_groups, check_classes, given_splits
-from raypipe.store import FeatureStore, write_json
+from raypipe.store import FeatureStore
 from raypipe.trial import ClipSet
 
 LOG = logging.getLogger("raypipe")

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 Backend = Literal["tensorflow", "jax"]
 State = list[NDArray[Any]]
 
-FAKE_GPUS = "RAYPIPE_FAKE_GPUS"
-"""Set in tests: Ray hands out GPUs that do not exist, and logical CPU devices take their place."""
-
 
 @dataclass(frozen=True)
 class EpochFigures:

@@ -11,17 +11,16 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raypipe.backbones import Backbone, Network, OnnxNetwork, load_backbone, onnx_sees_gpus
+from raypipe.commits import Commits
 from raypipe.config import (
     EmbeddingConfig,
     ExtractConfig,
@@ -32,59 +31,43 @@ from raypipe.config import (
 )
 from raypipe.console import duration, run_command, shown_path
 from raypipe.errors import RunFailed, UserError
+from raypipe.files import write_json
 from raypipe.outcomes import (
     EXAMPLES_SHOWN,
     FAILURES_FILE,
     Costs,
     account_for,
-    clip_name,
     counts_line,
     few,
     full_run,
-    printable,
     say_failures,
     summarize,
-    video_outcome,
     write_failures,
 )
+from raypipe.plan import Plan, plan_run
 from raypipe.progress import Progress, Reporter, Tally, stalled_line
-from raypipe.store import (
-    ROW_SCHEMA,
-    Commits,
-    FeatureSpec,
-    FeatureStore,
-    Plan,
-    plan_run,
-    shard_table,
-    stage_shard,
-    write_json,
-)
+from raypipe.schema import ROW_SCHEMA, FeatureSpec
+from raypipe.store import FeatureStore
 from raypipe.videos import Listing, Video, list_videos, local_path
 
-if TYPE_CHECKING:  # imported where they are used: a run with nothing to do loads no decoder and no Ray
-    from raypipe.decode import ClipRequest, DecodedClip, FailedClip
-    from raypipe.frames import Pictures
-    from raypipe.sandbox import Limits, Sandbox
+if TYPE_CHECKING:  # imported where it is used: a run with nothing to do loads no decoder and no Ray
+    from raypipe.workers import EmbedClips
 
 LOG = logging.getLogger("raypipe")
 
-FAKE_GPUS = "RAYPIPE_FAKE_GPUS"
-"""Set in tests: Ray believes in GPUs that are not there, so what they would do is done on the CPU."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 GO_ON = "run the same command to go on"
 
 VIDEO_BATCH = 4
 """Videos whose clips a worker hands on together."""
 BLOCK_BYTES = 32 << 20
-"""Of pictures on their way to a GPU, 4.8 MB a clip by default, in one object of Ray's store."""
-MOST_VIDEOS = 64
-"""In one task of Ray's."""
-CLIPS_PER_TABLE = 64
-"""Clips of a long video, 80 kB each by default, that a worker hands on together."""
+"""In one object of Ray's store: by default 6 clips on their way to a GPU, or 400 with their features."""
+MOST_VIDEOS, MOST_BYTES = 64, 256 << 20
+"""In one task of Ray's, unless a video alone is larger: what a killed worker's successor does again."""
 MOST_STARTS = 10
 """Of the pipeline: it begins anew where lost nodes have it wait for ever."""
-STALL_MARGIN_S = 300.0
-"""How much longer than the slowest batch can take the pipeline may stand still before it is given up."""
+STALL_MARGIN_S = 600.0
+"""How much longer than a video may take to decode nothing may move: nodes have to come, networks to load."""
 
 
 def main(config: ExtractConfig, listing: Listing | None = None) -> dict[str, Any]:
@@ -214,8 +197,9 @@ def extract_missing(
         from ray.exceptions import RayError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        from raypipe.lost_nodes import NodesLost
         from raypipe.monitoring import RunMeter
+        from raypipe.watch import NodesLost
+        from raypipe.workers import EmbedClips
 
         cpus = workers_for(cluster, config.cpus, videos=len(plan.todo))
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -223,7 +207,7 @@ def extract_missing(
         tally = (
             ray.remote(Tally).options(num_cpus=0, scheduling_strategy=here, enable_task_events=False).remote()
         )
-        progress = Progress(lambda: ask(tally.counts.remote(), None), len(plan.todo))
+        progress = Progress(lambda: ask(tally.standing.remote(), None), len(plan.todo))
         replaced = [video.video_id for video in plan.replaced]
         commits = Commits(store, shard_rows=config.shard_rows, replaced=replaced)
         stages_s, meter = Counter[str](), RunMeter()
@@ -262,11 +246,13 @@ def extract_missing(
 
 def gpus_for(network: Network, there: int, embedding: EmbeddingConfig) -> int:
     """How many of the cluster's GPUs may embed. Raises UserError where they are asked for in vain."""
+    from raypipe.cluster import gpus_are_fake
+
     if embedding.device == "cpu" or not there:
         if embedding.device == "gpu":
             raise UserError("--device gpu: the cluster has no GPU")
         return 0
-    if isinstance(network, OnnxNetwork) and not onnx_sees_gpus() and FAKE_GPUS not in os.environ:
+    if isinstance(network, OnnxNetwork) and not onnx_sees_gpus() and not gpus_are_fake():
         advice = "install onnxruntime-gpu in place of onnxruntime"
         if embedding.device == "gpu":
             raise UserError(f"--device gpu: this ONNX Runtime cannot use GPUs; {advice}")
@@ -286,7 +272,7 @@ def why_stopped(error: Exception, tally: Any, store: FeatureStore) -> str:
     words = str(error).strip()
     # Of what a worker raised, Ray Data leaves the text alone.
     number = next((number for number in DISK_ERRORS if f"[Errno {number}]" in words), None)
-    if number and (isinstance(error, OSError) or "write_shard" in words):
+    if number and (isinstance(error, OSError) or "StagingError" in words):
         return bad_place(OSError(number, os.strerror(number)), store)
     steps: list[tuple[str, str, str, float]] = ask(tally.steps.remote(), [])
     if isinstance(error, ExecutionTimeoutError):
@@ -311,7 +297,7 @@ def run_pipeline(
     *,
     cpus: int,
     gpus: int,
-    embed: Callable[["Reporter"], "EmbedClips"],
+    embed: Callable[[Reporter], "EmbedClips"],
     tally: Any,
 ) -> Iterator[dict[str, Any]]:
     """Yields one summary per staged shard: its name, and CPU seconds by stage."""
@@ -319,14 +305,16 @@ def run_pipeline(
     from ray.data import ActorPoolStrategy, DataContext
 
     from raypipe.decode import ClipRequest
-    from raypipe.lost_nodes import LostNodes
     from raypipe.sandbox import Limits
+    from raypipe.watch import Watch
+    from raypipe.workers import DecodeClips, DecodeTables, EmbedTables, ExtractClips, StageShards
 
     context = DataContext.get_current()
     context.enable_progress_bars = False  # they count blocks; `Progress` counts videos
-    context.execution_no_progress_timeout_s = stall_timeout_s(config.limits)
+    context.execution_no_progress_timeout_s = -1  # `Watch` sees more
     context.execution_options.preserve_order = False
-    context.custom_execution_callback_classes = [partial(LostNodes, tally)]
+    context.target_max_block_size = BLOCK_BYTES
+    context.custom_execution_callback_classes = [partial(Watch, tally, patience_s(config.limits))]
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # `why_stopped` says it in a sentence
     # Few videos keep few workers busy, about which Ray has long advice.
     warnings.filterwarnings("ignore", "The (min|max)imum number of concurrent", UserWarning)
@@ -357,7 +345,6 @@ def run_pipeline(
         listed = ray.data.from_blocks(video_tables(videos, cpus))
         if gpus:
             # GPUs are fed by all cores, through the object store; only as many are taken as these keep busy.
-            context.target_max_block_size = BLOCK_BYTES
             per_gpu = ActorPoolStrategy(min_size=1, max_size=gpus, max_tasks_in_flight_per_actor=4)
             clips = listed.map_batches(
                 DecodeTables,  # 1 video : a row per clip, with its pictures or the reason why there are none
@@ -405,221 +392,28 @@ RETRIES = 10
 FINITE_RETRIES: Any = {"max_task_retries": RETRIES}
 
 
-def stall_timeout_s(limits: LimitsConfig) -> float:
-    """Seconds without any movement after which a step hangs: a whole batch may use up its time twice."""
-    return VIDEO_BATCH * 2 * limits.timeout_s + STALL_MARGIN_S
+def patience_s(limits: LimitsConfig) -> float:
+    """Seconds without any movement after which a step hangs: a video may use up its time twice."""
+    return 2 * limits.timeout_s + STALL_MARGIN_S
 
 
 def video_tables(videos: list[Video], cpus: int) -> list[pa.Table]:
     """The videos in tables that get smaller to the end, where the cores wait for each other.
 
-    Of what is left each takes a core's eighth: large tables cost Ray least, small ones end together.
+    Of what is left each takes a core's eighth: large tables cost Ray least, small ones end together, and
+    long videos, of which few fit into one, are not done again by the dozen after a fault.
     """
     columns = {field.name: [getattr(video, field.name) for video in videos] for field in fields(Video)}
     table = pa.table(columns, schema=pa.schema([ROW_SCHEMA.field(name) for name in columns]))
+    sizes = [video.size_bytes or 0 for video in videos]
     tables, start = [], 0
     while start < len(videos):
         size = max(1, min(MOST_VIDEOS, (len(videos) - start) // (cpus * 8)))
+        ends = np.cumsum(sizes[start : start + size])
+        size = max(1, int(np.searchsorted(ends, MOST_BYTES, side="right")))
         tables.append(table.slice(start, size))
         start += size
     return tables
-
-
-class DecodeClips:
-    """Videos in, rows with their pictures out. Holds the child process that decodes."""
-
-    def __init__(self, request: "ClipRequest", limits: "Limits", reporter: Reporter) -> None:
-        from raypipe.sandbox import Sandbox
-
-        self._sandbox, self._reporter = Sandbox(request, limits), reporter
-
-    def __call__(self, videos: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        for video in videos:
-            name, rows = printable(video["video_id"]), clip_rows(Video(**video), self._sandbox)
-            row: dict[str, Any] = {}
-            while row.get("clips") is None:  # which a video's last clip has
-                self._reporter.begin("decoding", name, tell=not row)
-                row = next(rows)
-                yield row
-
-
-def clip_rows(video: Video, sandbox: "Sandbox") -> Iterator[dict[str, Any]]:
-    """The rows of a video, as FEATURES_SCHEMA has them but with pictures, or the reason, for features."""
-    from raypipe.containers import DecodeError
-
-    base: dict[str, Any] = asdict(video) | {"clip_index": 0}
-    outcomes: list[str] = []
-    spent_s = sandbox.cpu_s()
-    try:
-        for clip in sandbox.decode(video.path):
-            row = base | clip_columns(clip)
-            outcomes.append(row["outcome"])
-            if clip.span.is_last:
-                row |= {"clips": len(outcomes), "video_outcome": video_outcome(outcomes)}
-            yield row | {"decode_cpu_s": sandbox.cpu_s() - spent_s}
-            spent_s = sandbox.cpu_s()
-    except DecodeError as error:
-        failed = {"outcome": "failed", "reason": error.reason, "message": str(error)}
-        yield base | failed | {"clips": 1, "video_outcome": "failed"}
-
-
-def clip_columns(clip: "DecodedClip | FailedClip") -> dict[str, Any]:
-    """What a clip says of itself, as columns."""
-    from raypipe.decode import FailedClip
-
-    columns: dict[str, Any] = {
-        "clip_index": clip.span.index,
-        "start_s": clip.span.start_s,
-        "end_s": clip.span.end_s,
-        "message": clip.message,
-    }
-    if isinstance(clip, FailedClip):
-        return columns | {"outcome": "failed", "reason": clip.reason}
-    whole = all(clip.frame_ok)
-    return (
-        columns
-        | asdict(clip.facts)
-        | {
-            "content_digest": clip.content_digest,
-            "outcome": "ok" if whole else "partial",
-            "reason": None if whole else "damaged",
-            "frame_pts_s": clip.frame_pts_s,
-            "frame_ok": clip.frame_ok,
-            "pictures": clip.pictures,
-        }
-    )
-
-
-class EmbedClips:
-    """Rows with pictures in, rows with features out. Holds the loaded backbone."""
-
-    def __init__(self, spec: FeatureSpec, network: Any, reporter: Reporter, *, gpu: bool) -> None:
-        import ray
-
-        from raypipe.monitoring import ExtractionMeter
-
-        self._spec = spec
-        self._embedder = ray.get(network).session(gpu=gpu and FAKE_GPUS not in os.environ)
-        self._reporter = reporter
-        self._meter = ExtractionMeter()
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        before_s, features = time.process_time(), None
-        if (pictures := row.pop("pictures", None)) is not None:
-            self._reporter.begin("embedding", printable(clip_name(row)))
-            features = self._embed(pictures)
-        row |= {"features": features, "embed_cpu_s": time.process_time() - before_s}
-        self._meter.add(dict.fromkeys(FEATURES_SCHEMA.names) | row)
-        return row
-
-    def pictures(self, content: pa.Buffer) -> "Pictures":
-        """[V*T, H, W, 3], without a copy."""
-        size = self._spec.frame_size
-        return np.frombuffer(content, np.uint8).reshape(-1, size, size, 3)
-
-    def _embed(self, pictures: "Pictures") -> bytes:
-        """[V*T, H, W, 3] -> float16 [T, V*D], the views side by side."""
-        vectors = self._embedder(pictures)
-        views = vectors.reshape(-1, self._spec.steps, vectors.shape[1])
-        return np.concatenate(list(views), axis=1).astype(np.float16).tobytes()
-
-
-FEATURES_SCHEMA = pa.schema(
-    [
-        *ROW_SCHEMA,
-        pa.field("features", pa.large_binary()),
-        pa.field("decode_cpu_s", pa.float64()),
-        pa.field("embed_cpu_s", pa.float64()),
-        # Of a video's last clip only: how many it has, and what became of the video.
-        pa.field("clips", pa.int32()),
-        pa.field("video_outcome", pa.string()),
-    ]
-)
-
-
-class ExtractClips:
-    """Videos in, rows with their features out, one clip after another."""
-
-    def __init__(
-        self, decode: Callable[[Reporter], DecodeClips], embed: Callable[[Reporter], EmbedClips], tally: Any
-    ) -> None:
-        self._reporter = Reporter(tally)
-        self._decode, self._embed = decode(self._reporter), embed(self._reporter)
-
-    def __call__(self, videos: pa.Table) -> Iterator[pa.Table]:
-        rows = map(self._embed, self._decode(videos.to_pylist()))
-        while some := list(islice(rows, CLIPS_PER_TABLE)):
-            self._reporter.rest(ended_videos(some))
-            yield pa.Table.from_pylist(some, schema=FEATURES_SCHEMA)
-
-
-def ended_videos(rows: list[dict[str, Any]]) -> list[str]:
-    """The outcomes of videos whose last clip is among the rows."""
-    return [row["video_outcome"] for row in rows if row.get("video_outcome")]
-
-
-PICTURES_SCHEMA = FEATURES_SCHEMA.append(pa.field("pictures", pa.large_binary()))
-
-
-class DecodeTables:
-    """Videos in, rows with their pictures out, for workers of another kind that embed."""
-
-    def __init__(self, decode: Callable[[Reporter], DecodeClips], tally: Any) -> None:
-        self._reporter = Reporter(tally)
-        self._decode = decode(self._reporter)
-
-    def __call__(self, videos: pa.Table) -> Iterator[pa.Table]:
-        for row in self._decode(videos.to_pylist()):
-            if "pictures" in row:
-                row["pictures"] = row["pictures"].tobytes()
-            self._reporter.rest([])
-            yield pa.Table.from_pylist([row], schema=PICTURES_SCHEMA)
-
-
-class EmbedTables:
-    """Rows with pictures in, rows with features out."""
-
-    def __init__(self, embed: Callable[[Reporter], EmbedClips], tally: Any) -> None:
-        self._reporter = Reporter(tally)
-        self._embed = embed(self._reporter)
-
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        some = rows.drop_columns(["pictures"]).to_pylist()
-        for row, pictures in zip(some, rows["pictures"], strict=True):
-            row["pictures"] = self._embed.pictures(pictures.as_buffer()) if pictures.is_valid else None
-        self._reporter.begin("embedding", printable(clip_name(some[0])), tell=True)
-        embedded = [self._embed(row) for row in some]
-        self._reporter.rest(ended_videos(embedded))
-        return pa.Table.from_pylist(embedded, schema=FEATURES_SCHEMA)
-
-
-def write_shard(rows: pa.Table, spec: FeatureSpec, staging: str) -> pa.Table:
-    """Stages the rows as one shard; the driver commits it."""
-    name = stage_shard(shard_table(rows, rows["features"].to_pylist(), spec), staging)
-    stages = {stage: pc.sum(rows[stage]).as_py() or 0.0 for stage in ("decode_cpu_s", "embed_cpu_s")}
-    ended = rows.filter(pc.is_valid(rows["clips"])).select(["video_id", "clips"]).to_pylist()
-    return pa.Table.from_pylist([{"shard": name, "ended": ended, **stages}], schema=STAGED_SCHEMA)
-
-
-class StageShards:
-    """Rows in, a summary of the shard they make out."""
-
-    def __init__(self, spec: FeatureSpec, staging: str) -> None:
-        self._spec, self._staging = spec, staging
-
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        return write_shard(rows, self._spec, self._staging)
-
-
-STAGED_SCHEMA = pa.schema(
-    [
-        pa.field("shard", pa.string()),
-        pa.field("ended", pa.list_(pa.struct([("video_id", pa.string()), ("clips", pa.int32())]))),
-        pa.field("decode_cpu_s", pa.float64()),
-        pa.field("embed_cpu_s", pa.float64()),
-    ]
-)
-"""A staged shard: its name, the videos whose last clip it holds, and CPU seconds by stage."""
 
 
 def refuse_too_many_failures(config: ExtractConfig, summary: dict[str, Any]) -> None:

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raypipe.errors import RunFailed
-from raypipe.store import FeatureStore, features_array
+from raypipe.shards import features_array
+from raypipe.store import FeatureStore
 
 UNUSED_S = 7 * 24 * 3600.0
 """Maps that no trial has opened for so long are removed when another is made."""

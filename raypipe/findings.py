@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.calibration import Calibration
+from raypipe.files import read_array
 from raypipe.importance import importances
 from raypipe.leaderboard import Leaderboard
 from raypipe.neighbours import near_duplicates
@@ -30,7 +31,6 @@ from raypipe.report import (
 from raypipe.results import BestResult, SideResult, Yardstick
 from raypipe.run import Run
 from raypipe.splits import ALWAYS_TRAIN, TEST
-from raypipe.store import read_array
 
 NAN = float("nan")
 MISSES_KEPT = 12

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.events import EventFile
+from raypipe.files import write_atomically
 from raypipe.metrics import evaluate
 from raypipe.splits import Splits
-from raypipe.store import write_atomically
 from raypipe.trial import ClipSet, Epoch, cross_entropies, out_of_fold
 
 Row = dict[str, int | float | None]

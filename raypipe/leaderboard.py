@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from raypipe.config import TrialConfig
 from raypipe.console import duration, text_table
+from raypipe.files import write_atomically
 from raypipe.results import STATUSES, EpochResult, TrialResult, leaderboard, lineage, trial_from_json
 from raypipe.run import TRIAL_FILE
 from raypipe.storage import Place
-from raypipe.store import write_atomically
 
 NAN = float("nan")
 ENDED = ("done", "pruned", "failed")

@@ -15,8 +15,11 @@ from typing import Any
 
 from raypipe import __version__
 from raypipe.console import shown_path, text_table
+from raypipe.files import write_atomically
+from raypipe.plan import Plan
+from raypipe.shards import rows_of
 from raypipe.storage import Place
-from raypipe.store import FeatureStore, Plan, rows_of, write_atomically
+from raypipe.store import FeatureStore
 from raypipe.videos import Video
 
 LOG = logging.getLogger("raypipe")

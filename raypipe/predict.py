@@ -36,16 +36,13 @@ from raypipe.config import (
 from raypipe.console import duration, run_command, shown_path
 from raypipe.errors import RunFailed, UserError
 from raypipe.evidence import versions
+from raypipe.files import write_atomically, write_json
 from raypipe.metrics import evaluate
 from raypipe.outcomes import CLIP_COLUMNS, few
 from raypipe.saved_model import SavedModel, find_model, open_model
+from raypipe.shards import features_array
 from raypipe.storage import Place, is_remote, place
-from raypipe.store import (
-    FeatureStore,
-    features_array,
-    write_atomically,
-    write_json,
-)
+from raypipe.store import FeatureStore
 from raypipe.videos import list_videos
 
 LOG = logging.getLogger("raypipe")

@@ -4,7 +4,6 @@ Nothing here imports Ray; `extract.py` makes an actor of the tally.
 """
 
 import os
-import re
 import socket
 import threading
 import time
@@ -38,6 +37,10 @@ class Tally:
     def rest(self, worker: str, outcomes: list[str]) -> None:
         self._steps.pop(worker, None)
         self._counts.update(outcomes)
+
+    def standing(self) -> tuple[dict[str, int], float]:
+        """Finished videos by outcome, and seconds since the first step began."""
+        return self.counts(), time.time() - (self._begun_s or time.time())
 
     def begun_s(self) -> float | None:
         """When the first step began, in seconds of the clock."""
@@ -93,39 +96,40 @@ LASTING_S = 1.0
 """Between two messages about steps."""
 
 
-def stalled_line(steps: list[tuple[str, str, str, float]], now_s: float, words: str) -> str:
-    """The step that hangs, as it told the tally, or else as Ray Data's `words` have it.
+def stalled_line(steps: list[tuple[str, str, str, float]], now_s: float, stages: str) -> str:
+    """The step that hangs, as it told the tally, or else the stages that were at work.
 
-    >>> stalled_line([("process 7 on head", "embedding", "a.mp4", 1000.0)], 1900.0, "")
+    >>> stalled_line([("process 7 on head", "embedding", "a.mp4", 1000.0)], 1900.0, "ExtractClips")
     'embedding a.mp4 hangs for 15:00 (process 7 on head)'
-    >>> stalled_line([], 1900.0, "MapBatches(ExtractClips): 0 active, MapBatches(StageShards): 2 active")
+    >>> stalled_line([], 1900.0, "StageShards")
     'StageShards hangs'
     """
     if steps:
         worker, step, what, since_s = steps[0]
         return f"{step} {what} hangs for {duration(now_s - since_s)} ({worker})"
-    if active := re.findall(r"\((\w+)\): [1-9]\d* active", words):
-        return f"{' or '.join(active)} hangs"
+    if stages:
+        return f"{stages} hangs"
     return "no worker is at work; they cannot start, or the cluster lacks room for them"
 
 
 class Progress:
     """Shows finished videos as one live line until it is closed.
 
-    `counts` gives them by outcome, or None while the cluster is too busy to say.
+    `standing` gives what `Tally.standing` does, or None while the cluster is too busy to say.
     """
 
-    def __init__(self, counts: Callable[[], dict[str, int] | None], total: int) -> None:
-        self._counts, self._total = counts, total
+    def __init__(self, standing: Callable[[], tuple[dict[str, int], float] | None], total: int) -> None:
+        self._standing, self._total = standing, total
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        line, started_s = LiveLine(), time.monotonic()
+        line = LiveLine()
         while not self._closed.wait(0.5):
-            if (counts := self._counts()) is not None:
-                line.show(progress_line(counts, self._total, time.monotonic() - started_s))
+            if (standing := self._standing()) is not None:
+                counts, elapsed_s = standing
+                line.show(progress_line(counts, self._total, elapsed_s))
         line.close()
 
     def close(self) -> None:
@@ -134,11 +138,12 @@ class Progress:
 
 
 def progress_line(counts: dict[str, int], total: int, elapsed_s: float) -> str:
-    """
+    """`elapsed_s`: since the first video was begun.
+
     >>> progress_line({"ok": 115, "partial": 1, "failed": 2}, 242, 19.3)
     'videos 118/242 · ok 115 · partial 1 · failed 2 · 6.1/s · 0:20 left'
     """
-    done = sum(counts.values())
+    done = min(total, sum(counts.values()))  # what is done twice after a fault counts twice
     outcomes = " · ".join(f"{name} {counts.get(name, 0)}" for name in OUTCOMES)
     if not done:
         return f"videos 0/{total} · starting"

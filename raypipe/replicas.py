@@ -9,7 +9,6 @@ One strategy per process: TensorFlow cannot tear one down and start another.
 """
 
 import functools
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -21,9 +20,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from raypipe.cluster import gpus_are_fake
 from raypipe.config import TrialConfig
 from raypipe.engines import (
-    FAKE_GPUS,
     Devices,
     EpochFigures,
     State,
@@ -44,7 +43,7 @@ def find_devices(precision: str, *, gpus: int, replicas: int) -> Devices:
 
     Must run before any TensorFlow operation. Raises RuntimeError where TensorFlow sees other GPUs.
     """
-    if gpus and FAKE_GPUS not in os.environ:
+    if gpus and not gpus_are_fake():
         names, capability = _find_gpus(gpus)
         return Devices(names, choose_precision(precision, capability))
     return Devices(_make_cpu_devices(gpus or replicas), choose_precision(precision, None))

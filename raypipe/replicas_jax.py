@@ -19,9 +19,9 @@ from jax import numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
+from raypipe.cluster import gpus_are_fake
 from raypipe.config import TrialConfig
 from raypipe.engines import (
-    FAKE_GPUS,
     Devices,
     EpochFigures,
     State,
@@ -43,7 +43,7 @@ def find_devices(precision: str, *, gpus: int, replicas: int) -> Devices:
 
     Must run before any JAX operation. Raises RuntimeError where JAX sees other GPUs.
     """
-    if gpus and FAKE_GPUS not in os.environ:
+    if gpus and not gpus_are_fake():
         # Memory grows as in TensorFlow; and a trial that goes on after a kill must come to the same digits.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"

@@ -31,11 +31,11 @@ from raypipe.charts import (
     roc_chart,
     slice_chart,
 )
+from raypipe.files import write_atomically
 from raypipe.importance import FEWEST_TRIALS, Importance
 from raypipe.metrics import ClassResult, Evaluation, wilson_interval
 from raypipe.results import BestResult, TrialResult, Yardstick, leaderboard, lineage
 from raypipe.storage import Place
-from raypipe.store import write_atomically
 from raypipe.wording import duration, interval, moment, number, setting, share, words
 
 NAN = math.nan

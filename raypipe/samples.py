@@ -15,7 +15,7 @@ import av
 import numpy as np
 
 from raypipe.figures import Frame, draw_frames
-from raypipe.store import write_atomically
+from raypipe.files import write_atomically
 
 T = TypeVar("T")
 

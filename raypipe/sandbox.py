@@ -33,6 +33,9 @@ from raypipe.frames import Pictures, VideoFacts
 GO_ON: dict[str, Any] = {}
 """What the parent tells the child between two clips of a file."""
 
+MEMORY = "/dev/shm"
+"""A file system in memory, where there is one."""
+
 LAST_WORDS_BYTES = 2000
 """How much of what the codec printed before it died is kept."""
 
@@ -51,9 +54,7 @@ class Sandbox:
 
     def __init__(self, request: ClipRequest, limits: Limits) -> None:
         self._request, self._limits = request, limits
-        memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
-        self._pixels: IO[bytes] = tempfile.TemporaryFile(dir=memory)  # noqa: SIM115 - see close
-        self._pixels.truncate(int(np.prod(request.pictures_shape)))
+        self._pixels = picture_file(int(np.prod(request.pictures_shape)))
         self._shared = map_pictures(self._pixels.fileno(), request)
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - see close
         self._child: subprocess.Popen[bytes] | None = None
@@ -209,6 +210,35 @@ class Sandbox:
                 with contextlib.suppress(BrokenPipeError):
                     pipe and pipe.close()
             self._child = None
+
+
+def picture_file(size: int) -> IO[bytes]:
+    """A file of so many bytes for parent and child to map: in memory, or where that has no room, as in a
+    container with little of it, on the temporary folder's disk.
+
+    All of it is allocated now: whoever writes into it on a disk that is full dies of SIGBUS, and a file
+    would be blamed. Raises OSError where there is no room.
+    """
+    folders = [MEMORY, tempfile.gettempdir()] if os.path.isdir(MEMORY) else [tempfile.gettempdir()]
+    for folder in folders:
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - the sandbox closes it
+        try:
+            allocate(file.fileno(), size)
+        except OSError as error:
+            file.close()
+            no_room = OSError(
+                error.errno, f"{size} bytes for the pictures of a clip: {error.strerror}", folder
+            )
+        else:
+            return file
+    raise no_room
+
+
+def allocate(descriptor: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:  # macOS
+        os.truncate(descriptor, size)
 
 
 def map_pictures(descriptor: int, request: ClipRequest) -> Pictures:

@@ -20,8 +20,9 @@ from raypipe.calibration import Calibration
 from raypipe.console import without_lines
 from raypipe.errors import UserError
 from raypipe.mirror import on_disk
+from raypipe.schema import SCHEMA_VERSION, FeatureSpec
 from raypipe.storage import Place, StorageError, is_remote, place
-from raypipe.store import SCHEMA_VERSION, FeatureSpec, FeatureStore
+from raypipe.store import FeatureStore
 from raypipe.trial import view_of
 
 CLIPS_AT_ONCE = 256

@@ -9,7 +9,7 @@ from raypipe.containers import DecodeError
 from raypipe.decode import ClipRequest, FailedClip
 from raypipe.frames import Pictures, VideoFacts
 from raypipe.sandbox import Limits, Sandbox
-from raypipe.store import FeatureSpec
+from raypipe.schema import FeatureSpec
 
 FRAMES = 6
 FRAME_HEIGHT = 96

@@ -51,6 +51,7 @@ from raypipe.failures import (
     is_disk_full,
     storage_words,
 )
+from raypipe.files import read_array, write_array, write_atomically, write_json
 from raypipe.leaderboard import Leaderboard, pending_trial, read_trial, read_trials, with_epoch
 from raypipe.lease import only_writer
 from raypipe.mirror import borrowed, mirrored
@@ -61,7 +62,7 @@ from raypipe.scratch import scratch
 from raypipe.search import warm_settings
 from raypipe.steering import RETRIES, TIME_UP, Assignment, Steering
 from raypipe.storage import Place, StorageError, place
-from raypipe.store import FeatureStore, read_array, write_array, write_atomically, write_json
+from raypipe.store import FeatureStore
 from raypipe.training import Part, refit, train_trial
 from raypipe.trial import Epoch, best_epoch, out_of_fold, stopped
 

@@ -5,7 +5,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from raypipe.store import ROW_SCHEMA, Commits, FeatureSpec, FeatureStore, shard_table, stage_shard
+from raypipe.commits import Commits
+from raypipe.schema import ROW_SCHEMA, FeatureSpec
+from raypipe.shards import shard_table, stage_shard
+from raypipe.store import FeatureStore
 
 SPEC = FeatureSpec(
     frames=4,

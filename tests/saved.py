@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from raypipe.config import TrialConfig
-from raypipe.store import FeatureSpec
+from raypipe.schema import FeatureSpec
 
 CLASSES = ["calm", "fight"]
 

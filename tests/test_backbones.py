@@ -31,7 +31,7 @@ WEIGHTS_FILE = BACKBONE.weights_path.read_bytes()
 
 @pytest.fixture(scope="module")
 def embed() -> Embedder:
-    return BACKBONE.session()
+    return BACKBONE.network().session()
 
 
 def noise(*shape: int) -> NDArray[np.uint8]:
@@ -141,7 +141,7 @@ def test_larger_ones_equal_pytorchs(name: str, size: int) -> None:
         backbone = efficientnet_lite(name)
     except UserError as missing:
         pytest.skip(str(missing))
-    features = backbone.session()(noise(2, size, size, 3))
+    features = backbone.network().session()(noise(2, size, size, 3))
     assert features.max() == pytest.approx({240: 5.003101, 260: 5.026185}[size], abs=1e-4)
 
 

@@ -17,7 +17,8 @@ from raypipe.config import EmbeddingConfig, ExtractConfig, LimitsConfig, Samplin
 from raypipe.decode import ClipRequest, decode_clips
 from raypipe.errors import RunFailed, UserError
 from raypipe.extract import gpus_for, main
-from raypipe.store import FeatureStore, features_array
+from raypipe.shards import features_array
+from raypipe.store import FeatureStore
 
 
 @pytest.fixture(scope="module")
@@ -143,21 +144,21 @@ def test_gpus_embed_what_the_cores_decode(first: Run, tmp_path: Path) -> None:
 import os
 os.environ["RAYPIPE_FAKE_GPUS"] = "1"
 import ray
-from raypipe import extract
+from raypipe import workers
 from raypipe.config import LimitsConfig
 places = Path({str(tmp_path)!r})
 def note(step):
     ids = ray.get_runtime_context().get_accelerator_ids()["GPU"]
     (places / f"{{step}}-{{os.getpid()}}").write_text(",".join(ids))
-class DecodeTables(extract.DecodeTables):
+class DecodeTables(workers.DecodeTables):
     def __init__(self, *given):
         note("decode")
         super().__init__(*given)
-class EmbedTables(extract.EmbedTables):
+class EmbedTables(workers.EmbedTables):
     def __init__(self, *given):
         note("embed")
         super().__init__(*given)
-extract.DecodeTables, extract.EmbedTables = DecodeTables, EmbedTables
+workers.DecodeTables, workers.EmbedTables = DecodeTables, EmbedTables
 ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
 limits = LimitsConfig(max_pixels=128 * 96)
 print(main(config_of({str(own.videos)!r}, {str(own.store)!r}, limits=limits))["outcomes"])

@@ -14,7 +14,7 @@ from raypipe import feature_map
 from raypipe.dataset import load_dataset
 from raypipe.errors import RunFailed
 from raypipe.feature_map import FeatureSource
-from raypipe.store import features_array
+from raypipe.shards import features_array
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@ import csv
 from dataclasses import replace
 
 from raypipe.config import TrialConfig
+from raypipe.files import write_json
 from raypipe.leaderboard import Leaderboard, pending_trial, read_trial, read_trials
 from raypipe.results import EpochResult, trial_as_json
-from raypipe.store import write_json
 
 
 def board_of_three() -> Leaderboard:

@@ -17,7 +17,8 @@ from raypipe.outcomes import (
     summarize,
     write_failures,
 )
-from raypipe.store import FeatureStore, plan_run
+from raypipe.plan import plan_run
+from raypipe.store import FeatureStore
 
 
 @pytest.fixture(scope="module")

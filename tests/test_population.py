@@ -10,12 +10,12 @@ import pytest
 
 from raypipe.cluster import Claim
 from raypipe.config import IN_MID_TRAINING, Range, TrialConfig, TuneConfig
+from raypipe.files import write_json
 from raypipe.leaderboard import Leaderboard, pending_trial
 from raypipe.population import changed, next_round, rounds, source_of
 from raypipe.results import EpochResult, TrialResult, trial_as_json
 from raypipe.run import Run
 from raypipe.steering import Assignment, Steering
-from raypipe.store import write_json
 
 SPACE = {
     "model": ["mean_pool", "linear"],

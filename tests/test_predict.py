@@ -24,8 +24,10 @@ from raypipe.errors import RunFailed, UserError
 from raypipe.extract import feature_spec
 from raypipe.predict import extraction_of, main, refuse_other_features
 from raypipe.saved_model import open_model
+from raypipe.schema import FeatureSpec
+from raypipe.shards import features_array
 from raypipe.storage import RemotePath
-from raypipe.store import FeatureSpec, FeatureStore, features_array
+from raypipe.store import FeatureStore
 
 
 @pytest.fixture(scope="module")

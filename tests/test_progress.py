@@ -37,7 +37,7 @@ def wait_for(there: Callable[[], bool]) -> None:
 
 def test_the_tally_counts_videos_and_knows_the_longest_step() -> None:
     tally = Tally()
-    assert tally.begun_s() is None
+    assert tally.begun_s() is None and tally.standing() == ({}, pytest.approx(0, abs=1))
     tally.begin("one", "decoding", "a.mp4")
     tally.begin("two", "decoding", "b.mp4")
     assert [step[:3] for step in tally.steps()] == [
@@ -89,6 +89,8 @@ def test_a_step_that_has_ended_is_not_told_later(monkeypatch: pytest.MonkeyPatch
             "videos 118/242 · ok 115 · partial 1 · failed 2 · 11.8/s · 0:11 left",
         ),
         ({"ok": 242}, "videos 242/242 · ok 242 · partial 0 · failed 0 · 24.2/s · 0:00 left"),
+        # A worker died after it had told of eight, which another did again.
+        ({"ok": 250}, "videos 242/242 · ok 250 · partial 0 · failed 0 · 24.2/s · 0:00 left"),
     ],
 )
 def test_progress_line(counts: dict[str, int], line: str) -> None:
@@ -101,4 +103,5 @@ def test_what_hangs_is_named_with_its_time() -> None:
         ("process 8 on head", "decoding", "b.mp4", 1800.0),
     ]
     assert stalled_line(steps, 1900.0, "") == "embedding a.mp4 hangs for 15:00 (process 7 on head)"
-    assert "cannot start" in stalled_line([], 1900.0, "nothing that Ray is known to say")
+    assert stalled_line([], 1900.0, "StageShards") == "StageShards hangs"
+    assert "cannot start" in stalled_line([], 1900.0, "")

@@ -1,7 +1,9 @@
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clips import draw_black, write_video
+from disks import small_disk
 from fuzzing import is_alive, own_descriptors
 
+from raypipe import sandbox as sandboxes
 from raypipe.containers import DecodeError
 from raypipe.decode import ClipRequest, ClipSpan, DecodedClip, FailedClip, decode_clips
 from raypipe.sandbox import Limits, Sandbox
@@ -222,6 +226,31 @@ def test_closing_leaves_nothing_behind(clip: str) -> None:
         assert is_alive(sandbox.pids[0]) and len(own_descriptors() - before) > 3
     assert not is_alive(sandbox.pids[0])
     assert own_descriptors() <= before
+
+
+@pytest.mark.parametrize("size", ["20k", "200k"])
+def test_a_full_disk_of_shared_memory_blames_no_file(
+    size: str, clip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too small for the pictures of a clip, 98 kB; or full after they have their place."""
+    with small_disk(tmp_path / "memory", size) as memory:
+        monkeypatch.setattr(sandboxes, "MEMORY", str(memory))
+        with Counting() as sandbox:
+            with contextlib.suppress(OSError), open(memory / "ballast", "wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(1000))
+            sandbox.only(clip)
+            assert len(sandbox.pids) == 1
+
+
+def test_no_room_for_pictures_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with small_disk(tmp_path / "memory", "20k") as memory:
+        monkeypatch.setattr(sandboxes, "MEMORY", str(memory))
+        monkeypatch.setattr(tempfile, "tempdir", str(memory))
+        before = own_descriptors()
+        with pytest.raises(OSError, match="98304 bytes for the pictures of a clip: No space left on device"):
+            Counting()
+        assert own_descriptors() == before
 
 
 def test_a_child_does_not_outlive_its_parent(clip: str) -> None:

@@ -33,20 +33,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from raypipe.commits import Commits
 from raypipe.errors import UserError
-from raypipe.store import (
-    INDEX_COLUMNS,
-    ROW_GROUP_ROWS,
-    ROW_SCHEMA,
-    Commits,
-    FeatureStore,
-    Plan,
-    features_array,
-    plan_run,
-    shard_table,
-    stage_shard,
-    write_atomically,
-)
+from raypipe.files import write_atomically
+from raypipe.plan import Plan, plan_run
+from raypipe.schema import INDEX_COLUMNS, ROW_SCHEMA
+from raypipe.shards import ROW_GROUP_ROWS, features_array, shard_table, stage_shard
+from raypipe.store import FeatureStore
 from raypipe.videos import Video
 
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")

@@ -11,7 +11,7 @@ from s3 import Bucket, proxy
 
 from raypipe import storage
 from raypipe.errors import UserError
-from raypipe.store import plan_run
+from raypipe.plan import plan_run
 from raypipe.videos import Listing, Video, list_videos, local_path
 
 

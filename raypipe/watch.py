@@ -1,9 +1,11 @@
-"""An extraction that stands still because nodes were lost begins anew with what is not stored.
+"""Watches an extraction that runs: where nothing moves it ends, or begins anew if nodes were lost.
 
 Ray itself waits for ever for a task it gave to a node that falls silent while its connections stay, as a
-machine that hangs does. (It gives up such calls to actors.) Imports Ray: import it after `cluster.connect`.
+machine that hangs does. (It gives up such calls to actors.) And it sees movement only where a task hands on
+its rows, after dozens of videos; here each video counts. Imports Ray: import it after `cluster.connect`.
 """
 
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +31,18 @@ class NodesLost(ExecutionTimeoutError):
     """Nodes were lost, and with them work that would be waited for in vain."""
 
 
-class LostNodes(ExecutionCallback):
-    """Watches one execution of Ray Data, whose scheduling loop calls it. Raises NodesLost there."""
+class Stalled(ExecutionTimeoutError):
+    """Nothing has moved for longer than the slowest step can take. Says which stages were at work."""
 
-    def __init__(self, tally: Any) -> None:
-        self._tally = tally
+
+class Watch(ExecutionCallback):
+    """Watches one execution of Ray Data, whose scheduling loop calls it. Raises NodesLost and Stalled there.
+
+    `patience_s`: how long no worker may end or begin a step, and no stage hand on rows.
+    """
+
+    def __init__(self, tally: Any, patience_s: float) -> None:
+        self._tally, self._patience_s = tally, patience_s
         self._there = nodes_alive()
         self._looked_s = self._moved_s = time.monotonic()
         self._seen: object = None
@@ -42,22 +51,33 @@ class LostNodes(ExecutionCallback):
         if time.monotonic() < self._looked_s + LOOK_EVERY_S:
             return
         lost = self._there - nodes_alive()
-        seen = (lost, self._movement()) if lost else None
+        seen = (lost, self._movement(executor))
         self._looked_s = time.monotonic()
-        if seen is None or seen != self._seen:
+        if seen != self._seen:
             self._seen, self._moved_s = seen, self._looked_s
-        elif self._looked_s >= self._moved_s + STILL_S:
+        still_s = self._looked_s - self._moved_s
+        if lost and still_s >= STILL_S:
             end_workers(executor)
             nodes = "a node was lost" if len(lost) == 1 else f"{len(lost)} nodes were lost"
-            raise NodesLost(f"{nodes} and nothing has moved for {duration(self._looked_s - self._moved_s)}")
+            raise NodesLost(f"{nodes} and nothing has moved for {duration(still_s)}")
+        if still_s >= self._patience_s:
+            active = stages_at_work(executor)
+            end_workers(executor)
+            raise Stalled(" or ".join(active))
 
-    def _movement(self) -> object:
+    def _movement(self, executor: "StreamingExecutor") -> object:
         """What differs as long as any worker gets on."""
-        return ask([self._tally.counts.remote(), self._tally.steps.remote()], None)
+        told = ask([self._tally.counts.remote(), self._tally.steps.remote()], None)
+        return told, [operator.metrics.num_outputs_taken for operator in executor._topology]
 
 
 def nodes_alive() -> frozenset[str]:
     return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+
+
+def stages_at_work(executor: "StreamingExecutor") -> list[str]:
+    busy = [operator.name for operator in executor._topology if operator.num_active_tasks()]
+    return [stage for name in busy for stage in re.findall(r"\((\w+)\)", name)]
 
 
 def end_workers(executor: "StreamingExecutor") -> None:

@@ -10,16 +10,16 @@ import threading, time
 from functools import partial
 import ray, ray.data
 from ray.cluster_utils import Cluster
-from raypipe import lost_nodes
+from raypipe import watch
 from raypipe.progress import Tally
 
-lost_nodes.LOOK_EVERY_S, lost_nodes.STILL_S = 0.2, 1.0
+watch.LOOK_EVERY_S, watch.STILL_S = 0.2, 1.0
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 ray.init(address=cluster.address, log_to_driver=False)
 node = cluster.add_node(num_cpus=0)
 tally = ray.remote(Tally).options(num_cpus=0).remote()
 context = ray.data.DataContext.get_current()
-context.custom_execution_callback_classes = [partial(lost_nodes.LostNodes, tally)]
+context.custom_execution_callback_classes = [partial(watch.Watch, tally, 600)]
 
 class Hangs:
     def __init__(self, tally):
@@ -40,7 +40,7 @@ hanging = ray.data.from_items([{"video": 1}]).map_batches(
 )
 try:
     list(hanging.iter_batches())
-except lost_nodes.NodesLost as lost:
+except watch.NodesLost as lost:
     print(lost)
 ray.get(ray.remote(num_cpus=1)(lambda: None).remote())
 print("the worker that hung has left its core")
