@@ -142,12 +142,13 @@ def keep_servers_quiet() -> None:
 
 
 def _refuse_unanswered(address: str) -> None:
-    """Raises RunFailed where nothing listens at a `host:port` or `ray://host:port`."""
+    """Raises RunFailed where nothing listens at a `host:port` or `ray://host:port`, UserError where the
+    address is none."""
     if address in ("", "auto", "local"):
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
-        raise RunFailed(f"RAY_ADDRESS {address}: must be host:port, or unset for a cluster on this machine")
+        raise UserError(f"RAY_ADDRESS {address}: must be host:port, or unset for a cluster on this machine")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_TIMEOUT_S).close()
     except (OSError, OverflowError) as error:

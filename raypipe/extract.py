@@ -10,7 +10,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -74,11 +74,9 @@ def main(config: ExtractConfig, listing: Listing | None = None) -> dict[str, Any
     """Runs the extraction, of --input or of what the caller has listed; returns what summary.json holds.
     Raises UserError and RunFailed."""
     started_s = time.monotonic()
-    store = FeatureStore(config.output)
+    store = FeatureStore(config.output, flag="--output")
     if config.failures:
-        store.spec()  # refuses where there is no store
-        say_failures(account_for(store), store)
-        return {}
+        return show_failures(store)
     backbone = backbone_of(config, store)
     listing = listing or list_videos(config.input or sample_videos())
     if listing.ignored:
@@ -106,6 +104,17 @@ def main(config: ExtractConfig, listing: Listing | None = None) -> dict[str, Any
     )
     refuse_too_many_failures(config, summary)
     return summary
+
+
+def show_failures(store: FeatureStore) -> dict[str, Any]:
+    """Says what is not whole in the store, and how much is there in all."""
+    store.spec()  # refuses where there is no store
+    account = account_for(store)
+    with suppress(OSError):  # where nobody may write, the list of the last run stands
+        write_failures(account, store.path / FAILURES_FILE)
+    say_failures(account, store)
+    LOG.info("%s: %s", counts_line(account.outcomes), shown_path(store.path))
+    return {"outcomes": account.outcomes}
 
 
 @contextmanager

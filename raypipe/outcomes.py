@@ -63,11 +63,18 @@ class Account:
 
 
 def account_for(store: FeatureStore, videos: Sequence[Video] | None = None) -> Account:
-    """Of these videos, or of all that the store holds. Of whole clips only a shard's are in memory."""
+    """Of these videos, or of all that the store holds. Of whole clips only a shard's are in memory.
+
+    Raises UserError where a video is there twice.
+    """
     listed = None if videos is None else {video.video_id for video in videos}
     outcomes, reasons, count, broken = Counter[str](), Counter[str](), 0, []
     rows = (row for row in rows_of(store.by_shard(CLIP_COLUMNS)) if listed is None or row[0] in listed)
-    for _, group in groupby(rows, key=itemgetter(0)):
+    seen: set[int] = set()  # of names the hashes, which take less memory
+    for video_id, group in groupby(rows, key=itemgetter(0)):
+        if hash(video_id) in seen:
+            store.refuse_twice(video_id)
+        seen.add(hash(video_id))
         clips = [dict(zip(CLIP_COLUMNS, row, strict=True)) for row in group]
         outcomes[video_outcome([clip["outcome"] for clip in clips])] += 1
         reasons.update(clip["reason"] for clip in clips if clip["reason"])
@@ -128,7 +135,8 @@ def say_failures(account: Account, store: FeatureStore) -> None:
     if not (broken := account.not_whole):
         return
     LOG.info("not all videos are whole:\n%s", failures_table(broken))
-    LOG.info("all %d: %s", len(broken), shown_path(store.path / FAILURES_FILE))
+    if (file := store.path / FAILURES_FILE).is_file():
+        LOG.info("all %d: %s", len(broken), shown_path(file))
 
 
 def failures_table(broken: list[dict[str, Any]]) -> str:

@@ -34,8 +34,9 @@ from raypipe.videos import Video
 class FeatureStore:
     """A folder of shards. Reading needs no lock; writing happens inside `writing()`."""
 
-    def __init__(self, path: str | Place) -> None:
-        self.path = place(path, flag="feature store")
+    def __init__(self, path: str | Place, *, flag: str = "--features") -> None:
+        """`flag`: with which a person named the folder."""
+        self.path, self._flag = place(path, flag=flag), flag
         self._check_held: Callable[[], None] = lambda: None
 
     # --- reading ------------------------------------------------------------------------------------
@@ -50,7 +51,7 @@ class FeatureStore:
             content = json.loads(file.read_text())
         except FileNotFoundError:
             raise UserError(
-                f"--features {self.path}: no feature store there; "
+                f"{self._flag} {self.path}: no feature store there; "
                 "run python -m raypipe.extract first, or name the folder it wrote"
             ) from None
         except (OSError, ValueError) as error:
@@ -81,12 +82,15 @@ class FeatureStore:
         """These columns of every row, or of those in `shards`, sorted by video and clip, so that order never
         depends on timing.
 
-        Raises UserError naming a shard that something else has damaged.
+        Raises UserError naming a shard that something else has damaged, or the video that two of them hold.
         """
         wanted = _with_order(columns)
         schema = self._schema_of(wanted)
         tables = [_read_shard(s, wanted, schema) for s in (self.shards() if shards is None else shards)]
-        return _in_order(pa.concat_tables(tables) if tables else schema.empty_table()).select(columns)
+        table = _in_order(pa.concat_tables(tables) if tables else schema.empty_table())
+        if twice := _first_twice(table):
+            self.refuse_twice(twice)
+        return table.select(columns)
 
     def by_shard(self, columns: list[str]) -> Iterator[pa.Table]:
         """What `read` gives, a shard at a time, in the memory of one; each video is whole in one of them.
@@ -97,6 +101,17 @@ class FeatureStore:
         schema = self._schema_of(wanted)
         for shard in self.shards():
             yield _in_order(_read_shard(shard, wanted, schema)).select(columns)
+
+    def refuse_twice(self, video_id: str) -> None:
+        """Raises UserError: raypipe writes each video once, so something else has copied a shard."""
+        stored = (
+            (shard.name, read_table(shard, columns=["video_id"])["video_id"]) for shard in self.shards()
+        )
+        holders = [name for name, ids in stored if video_id in ids.to_pylist()]
+        raise UserError(
+            f"{self.path}: {video_id} is there twice, in {' and '.join(holders)}; "
+            "delete all of them but one and run raypipe.extract again, which makes what is missing anew"
+        )
 
     def index(self) -> Iterator[pa.Table]:
         """INDEX_COLUMNS of every clip, a shard at a time."""
@@ -242,10 +257,20 @@ def _words(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def _first_twice(table: pa.Table) -> str | None:
+    """The first video of a table in order that has a clip twice."""
+    same = [pc.equal(table[name].slice(1), table[name].slice(0, max(0, len(table) - 1))) for name in ORDER]
+    places = pc.indices_nonzero(pc.and_(*same))
+    return str(table["video_id"][places[0].as_py()]) if len(places) else None
+
+
+ORDER = ["video_id", "clip_index"]
+
+
 def _with_order(columns: list[str]) -> list[str]:
-    return list(dict.fromkeys([*columns, "video_id", "clip_index"]))
+    return list(dict.fromkeys([*columns, *ORDER]))
 
 
 def _in_order(table: pa.Table) -> pa.Table:
-    order = pc.sort_indices(table, sort_keys=[("video_id", "ascending"), ("clip_index", "ascending")])
+    order = pc.sort_indices(table, sort_keys=[(name, "ascending") for name in ORDER])
     return table.take(order)

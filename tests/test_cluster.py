@@ -77,7 +77,7 @@ def test_an_address_where_nothing_answers(form: str, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("address", ["somewhere", "host:", ":6379", "host:port"])
 def test_what_is_no_address(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(RunFailed, match=f"RAY_ADDRESS {address}: must be host:port"), connect():
+    with pytest.raises(UserError, match=f"RAY_ADDRESS {address}: must be host:port"), connect():
         pass
 
 

@@ -279,7 +279,8 @@ def test_a_disk_that_cannot_be_written(many: Path, disk: Path, tmp_path: Path, a
     assert status == 2
     assert lines == [f"error: --output {run.store}: cannot be written: Read-only file system"]
     assert len(once_each(run)) == 10
-    assert finish(run.command("--failures")) == (0, [])
+    status, lines = finish(run.command("--failures"))
+    assert status == 0 and lines[-1].endswith(f"10 videos: 10 ok, 0 partial, 0 failed: {run.store}")
     assert finish(run.command("--dry-run"))[0] == 0
     assert not mount("-o", "remount,rw,size=20m", str(disk))
     assert finish(run.command())[0] == 0
@@ -534,7 +535,8 @@ def test_names_that_would_spoil_the_screen(hostile: Run) -> None:
     table = "\n".join(lines)
     for name in (" [31mred.mp4: ", r"byte\xff.mp4: ", "line break.mp4: "):
         assert name in table
-    assert lines[-1].endswith(f"all 4: {hostile.store / 'failures.csv'}")
+    assert lines[-2].endswith(f"all 4: {hostile.store / 'failures.csv'}")
+    assert lines[-1].endswith(f"4 videos: 0 ok, 0 partial, 4 failed: {hostile.store}")
     with open(hostile.store / "failures.csv", newline="") as file:
         listed = [row["video_id"] for row in csv.DictReader(file)]
     assert sorted(listed) == sorted(os.fsencode(name).decode(errors="backslashreplace") for name in HOSTILE)
@@ -542,7 +544,16 @@ def test_names_that_would_spoil_the_screen(hostile: Run) -> None:
 
 def test_failures_of_a_folder_that_is_no_store(tmp_path: Path) -> None:
     status, lines = finish(extract("--output", str(tmp_path), "--failures"))
-    assert status == 2 and len(lines) == 1 and "no feature store there" in lines[0]
+    assert status == 2 and len(lines) == 1
+    assert lines[0].startswith(f"error: --output {tmp_path}: no feature store there; ")
+
+
+def test_failures_after_a_run_that_wrote_no_list(hostile: Run) -> None:
+    """It was killed before its end."""
+    (hostile.store / "failures.csv").unlink()
+    status, lines = finish(hostile.command("--failures"))
+    assert status == 0 and lines[-2].endswith(f"all 4: {hostile.store / 'failures.csv'}")
+    assert len((hostile.store / "failures.csv").read_text().splitlines()) == 5
 
 
 # --- windows ------------------------------------------------------------------------------------------

@@ -2,11 +2,14 @@
 
 import csv
 import io
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 from features import make_store
 
+from raypipe.errors import UserError
 from raypipe.outcomes import (
     CLIP_COLUMNS,
     Costs,
@@ -31,6 +34,16 @@ def test_each_video_is_in_the_account_once(store: FeatureStore) -> None:
     assert account.outcomes == {"ok": 6, "failed": 2}
     assert (account.clips, account.reasons) == (8, {"damaged": 2})
     assert [clip["video_id"] for clip in account.not_whole] == ["clip006.mp4", "clip007.mp4"]
+
+
+def test_a_shard_that_somebody_copied_is_noticed(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "features", clips=6, failed=2)
+    (shard,) = store.shards()
+    shutil.copy(str(shard), tmp_path / "features" / "part-copy.parquet")
+    words = f"{store.path}: clip000.mp4 is there twice, in {shard.name} and part-copy.parquet; delete all"
+    for read in (lambda: store.read(["video_id"]), lambda: account_for(store)):
+        with pytest.raises(UserError, match=re.escape(words)):
+            read()
 
 
 def test_of_listed_videos_only_these_are_counted(store: FeatureStore) -> None:

@@ -225,9 +225,9 @@ def test_rows_are_relabelled_and_nothing_else_is_left(folder: RemotePath) -> Non
 def test_a_reader_never_sees_a_shard_half_replaced() -> None:
     """Read in several requests while it is replaced without a pause, a shard is the one or the other."""
     store = make_store(RemotePath(Bucket().uri("features")), clips=40)
-    tables = [store.rows_without(store.shards()[0], ()) for _ in range(1)]
-    other = tables[0].set_column(
-        tables[0].schema.get_field_index("label"), tables[0].schema.field("label"),
+    table = store.rows_without(store.shards()[0], ())
+    other = table.set_column(
+        table.schema.get_field_index("label"), table.schema.field("label"),
         pa.array(["z" * 400 + str(i) for i in range(40)], pa.string()),
     )  # fmt: skip
     ended = threading.Event()
@@ -235,8 +235,8 @@ def test_a_reader_never_sees_a_shard_half_replaced() -> None:
     def replace() -> None:
         with store.writing(SPEC):
             while not ended.is_set():
-                for table in (other, tables[0]):
-                    store.replace(store.shards()[0], [table])
+                for rows in (other, table):
+                    store.replace(store.shards()[0], [rows])
 
     thread = threading.Thread(target=replace)
     thread.start()
