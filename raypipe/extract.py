@@ -51,7 +51,8 @@ from raypipe.store import FeatureStore
 from raypipe.videos import Listing, Video, list_videos, local_path
 
 if TYPE_CHECKING:  # imported where it is used: a run with nothing to do loads no decoder and no Ray
-    from raypipe.workers import EmbedClips
+    from raypipe.monitoring import RunMeter
+    from raypipe.workers import EmbedClips, StagedShard
 
 LOG = logging.getLogger("raypipe")
 
@@ -227,12 +228,11 @@ def extract_missing(
                 left = [video for video in plan.todo if video.video_id not in commits.done]
                 try:
                     for shard in run_pipeline(
-                        left, store, spec, config, cpus=cpus, gpus=gpus, embed=embed, tally=tally
+                        left, store, spec, config, cpus=cpus, gpus=gpus, embed=embed, tally=tally, meter=meter
                     ):
-                        ended = {clip["video_id"]: clip["clips"] for clip in shard["ended"]}
-                        commits.add(shard["shard"], ended)
+                        commits.add(shard.name, shard.clip_counts)
                         meter.videos_left(len(plan.todo) - len(commits.done))
-                        stages_s.update({"decode": shard["decode_cpu_s"], "embed": shard["embed_cpu_s"]})
+                        stages_s.update({"decode": shard.decode_cpu_s, "embed": shard.embed_cpu_s})
                     break
                 except NodesLost as lost:
                     if not starts_left:
@@ -308,22 +308,23 @@ def run_pipeline(
     gpus: int,
     embed: Callable[[Reporter], "EmbedClips"],
     tally: Any,
-) -> Iterator[dict[str, Any]]:
-    """Yields one summary per staged shard: its name, and CPU seconds by stage."""
+    meter: "RunMeter",
+) -> Iterator["StagedShard"]:
+    """Yields what became of the videos, a staged shard at a time."""
     import ray.data
     from ray.data import ActorPoolStrategy, DataContext
 
     from raypipe.decode import ClipRequest
     from raypipe.sandbox import Limits
     from raypipe.watch import Watch
-    from raypipe.workers import DecodeClips, DecodeTables, EmbedTables, ExtractClips, StageShards
+    from raypipe.workers import DecodeClips, DecodeTables, EmbedTables, ExtractClips, StagedShard, StageShards
 
     context = DataContext.get_current()
     context.enable_progress_bars = False  # they count blocks; `Progress` counts videos
     context.execution_no_progress_timeout_s = -1  # `Watch` sees more
     context.execution_options.preserve_order = False
     context.target_max_block_size = BLOCK_BYTES
-    context.custom_execution_callback_classes = [partial(Watch, tally, patience_s(config.limits))]
+    context.custom_execution_callback_classes = [partial(Watch, tally, meter, patience_s(config.limits))]
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # `why_stopped` says it in a sentence
     # Few videos keep few workers busy, about which Ray has long advice.
     warnings.filterwarnings("ignore", "The (min|max)imum number of concurrent", UserWarning)
@@ -390,7 +391,7 @@ def run_pipeline(
             **FINITE_RETRIES,
         )
     for batch in shards.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from batch.to_pylist()
+        yield from (StagedShard(**row) for row in batch.to_pylist())
 
 
 # A worker may die with its node. Work that kills worker after worker must not be retried for ever, which

@@ -42,11 +42,16 @@ class RunMeter:
 
     def __init__(self) -> None:
         self._left = Gauge("raypipe_videos_left", description="videos that are not stored yet")
+        self._queued = Gauge("raypipe_queued", description="tables before a stage", tag_keys=("stage",))
         self._epochs = Counter("raypipe_trial_epochs", description="epochs by trial", tag_keys=("trial",))
         self._score = Gauge("raypipe_score", description="best so far by trial", tag_keys=("trial",))
 
     def videos_left(self, count: int) -> None:
         self._left.set(count)
+
+    def queued(self, stage: str, tables: int) -> None:
+        """So many tables of videos or clips wait before a stage of an extraction."""
+        self._queued.set(tables, {"stage": stage})
 
     def epoch(self, trial: str, score: float) -> None:
         """A trial has trained one more epoch; `score`, by --metric, is that of its best one."""

@@ -72,10 +72,10 @@ def rows_of(tables: Iterable[pa.Table]) -> Iterator[tuple[Any, ...]]:
 ROW_GROUP_ROWS = 1024
 
 
-def stage_shard(tables: pa.Table | Iterable[pa.Table], staging: str | Place) -> str:
+def stage_shard(table: pa.Table, staging: str | Place) -> str:
     """Writes a shard completely into the staging folder; its name, from its content, is returned."""
     folder = place(staging)
-    with written([tables] if isinstance(tables, pa.Table) else tables, folder) as file:
+    with written([table], folder) as file:
         name = content_name(file)
         put_file(file, folder / name)
     return name

@@ -38,6 +38,7 @@ class FeatureStore:
         """`flag`: with which a person named the folder."""
         self.path, self._flag = place(path, flag=flag), flag
         self._check_held: Callable[[], None] = lambda: None
+        self._agreed: FeatureSpec | None = None
 
     # --- reading ------------------------------------------------------------------------------------
 
@@ -121,7 +122,7 @@ class FeatureStore:
         return pa.schema([field for field in self._schema() if field.name in columns])
 
     def _schema(self) -> pa.Schema:
-        return self.spec().shard_schema
+        return (self._agreed or self.spec()).shard_schema
 
     # --- writing ------------------------------------------------------------------------------------
 
@@ -132,6 +133,7 @@ class FeatureStore:
         refuse = "another run is writing there; wait for it"
         with only_writer(self.path, named=f"--output {self.path}", refuse=refuse) as self._check_held:
             self._agree(spec)
+            self._agreed = spec
             remove_folder(self.staging)  # of a run that was killed
             self.staging.mkdir(exist_ok=True)
             for torn in self.path.glob(".*.json.*"):  # `write_atomically` of one

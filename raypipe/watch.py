@@ -5,6 +5,7 @@ machine that hangs does. (It gives up such calls to actors.) And it sees movemen
 its rows, after dozens of videos; here each video counts. Imports Ray: import it after `cluster.connect`.
 """
 
+import math
 import re
 import time
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,10 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from raypipe.cluster import ask
 from raypipe.console import duration
+from raypipe.monitoring import RunMeter
 
 if TYPE_CHECKING:
+    from ray.data._internal.execution.interfaces import PhysicalOperator
     from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 LOOK_EVERY_S = 5.0
@@ -41,15 +44,18 @@ class Watch(ExecutionCallback):
     `patience_s`: how long no worker may end or begin a step, and no stage hand on rows.
     """
 
-    def __init__(self, tally: Any, patience_s: float) -> None:
-        self._tally, self._patience_s = tally, patience_s
+    def __init__(self, tally: Any, meter: RunMeter, patience_s: float) -> None:
+        self._tally, self._meter, self._patience_s = tally, meter, patience_s
         self._there = nodes_alive()
-        self._looked_s = self._moved_s = time.monotonic()
+        self._looked_s, self._moved_s = -math.inf, time.monotonic()
         self._seen: object = None
 
     def on_execution_step(self, executor: "StreamingExecutor") -> None:
         if time.monotonic() < self._looked_s + LOOK_EVERY_S:
             return
+        for operator, state in executor._topology.items():
+            for stage in stages(operator):
+                self._meter.queued(stage, state.total_enqueued_input_blocks())
         lost = self._there - nodes_alive()
         seen = (lost, self._movement(executor))
         self._looked_s = time.monotonic()
@@ -75,9 +81,14 @@ def nodes_alive() -> frozenset[str]:
     return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
 
 
+def stages(operator: "PhysicalOperator") -> list[str]:
+    """The names of our classes in it, usually one."""
+    return re.findall(r"\((\w+)\)", operator.name)
+
+
 def stages_at_work(executor: "StreamingExecutor") -> list[str]:
-    busy = [operator.name for operator in executor._topology if operator.num_active_tasks()]
-    return [stage for name in busy for stage in re.findall(r"\((\w+)\)", name)]
+    busy = (operator for operator in executor._topology if operator.num_active_tasks())
+    return [stage for operator in busy for stage in stages(operator)]
 
 
 def end_workers(executor: "StreamingExecutor") -> None:

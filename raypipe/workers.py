@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
@@ -23,6 +23,8 @@ from raypipe.schema import ROW_SCHEMA, FeatureSpec
 from raypipe.shards import shard_table, stage_shard
 from raypipe.videos import Video
 
+MOST_PICTURES = 128
+"""In one call of the network, which bounds the memory that it takes of a GPU: by default four clips."""
 CLIPS_PER_TABLE = 64
 """Clips of a long video, 80 kB each by default, that a worker hands on together."""
 
@@ -87,7 +89,7 @@ def clip_columns(clip: DecodedClip | FailedClip) -> dict[str, Any]:
 
 
 class EmbedClips:
-    """Rows with pictures in, rows with features out. Holds the loaded backbone."""
+    """Rows with pictures in, rows with features out, all in one call of the network. Holds the backbone."""
 
     def __init__(self, spec: FeatureSpec, network: Any, reporter: Reporter, *, gpu: bool) -> None:
         self._spec = spec
@@ -95,21 +97,28 @@ class EmbedClips:
         self._reporter = reporter
         self._meter = ExtractionMeter()
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        before_s, features = time.process_time(), None
-        if (pictures := row.pop("pictures", None)) is not None:
-            self._reporter.begin("embedding", printable(clip_name(row)))
-            features = self._embed(pictures)
-        row |= {"features": features, "embed_cpu_s": time.process_time() - before_s}
-        self._meter.add(dict.fromkeys(FEATURES_SCHEMA.names) | row)
-        return row
+    def __call__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The same rows; the network's time is shared out evenly."""
+        before_s, features = time.process_time(), []
+        given = [row.pop("pictures", None) for row in rows]
+        if clips := [pictures for pictures in given if pictures is not None]:
+            self._reporter.begin("embedding", printable(clip_name(rows[0])))
+            features = self._embed(clips)
+        share_s, made = (time.process_time() - before_s) / len(rows), iter(features)
+        for row, pictures in zip(rows, given, strict=True):
+            row |= {"features": None if pictures is None else next(made), "embed_cpu_s": share_s}
+            self._meter.add(dict.fromkeys(FEATURES_SCHEMA.names) | row)
+        return rows
 
-    def _embed(self, pictures: Pictures) -> bytes:
-        """V*T pictures of H x W x 3 bytes -> float16 [T, V*D], the views side by side."""
+    def _embed(self, clips: list[Pictures]) -> list[bytes]:
+        """Of each clip the V*T pictures of H x W x 3 bytes -> float16 [T, V*D], the views side by side."""
         size = self._spec.frame_size
-        vectors = self._embedder(pictures.reshape(-1, size, size, 3))
-        views = vectors.reshape(-1, self._spec.steps, vectors.shape[1])
-        return np.concatenate(list(views), axis=1).astype(np.float16).tobytes()
+        pictures = clips[0] if len(clips) == 1 else np.concatenate(clips)
+        pictures = pictures.reshape(-1, size, size, 3)
+        starts = range(0, len(pictures), MOST_PICTURES)
+        vectors = np.concatenate([self._embedder(pictures[at : at + MOST_PICTURES]) for at in starts])
+        by_clip = vectors.reshape(len(clips), -1, self._spec.steps, vectors.shape[1])
+        return [np.concatenate(list(views), axis=1).astype(np.float16).tobytes() for views in by_clip]
 
 
 FEATURES_SCHEMA = pa.schema(
@@ -135,7 +144,7 @@ class ExtractClips:
         self._decode, self._embed = decode(self._reporter), embed(self._reporter)
 
     def __call__(self, videos: pa.Table) -> Iterator[pa.Table]:
-        rows = map(self._embed, self._decode(videos.to_pylist()))
+        rows = (self._embed([row])[0] for row in self._decode(videos.to_pylist()))
         while some := list(islice(rows, CLIPS_PER_TABLE)):
             self._reporter.rest(ended_videos(some))
             yield pa.Table.from_pylist(some, schema=FEATURES_SCHEMA)
@@ -176,9 +185,24 @@ class EmbedTables:
         for row, pictures in zip(some, rows["pictures"], strict=True):
             row["pictures"] = np.frombuffer(pictures.as_buffer(), np.uint8) if pictures.is_valid else None
         self._reporter.begin("embedding", printable(clip_name(some[0])), tell=True)
-        embedded = [self._embed(row) for row in some]
+        embedded = self._embed(some)
         self._reporter.rest(ended_videos(embedded))
         return pa.Table.from_pylist(embedded, schema=FEATURES_SCHEMA)
+
+
+@dataclass(frozen=True)
+class StagedShard:
+    """What the driver has to know of a shard to commit it."""
+
+    name: str
+    ended: list[tuple[str, int]]
+    """The videos whose last clip it holds, each with the number of its clips."""
+    decode_cpu_s: float
+    embed_cpu_s: float
+
+    @property
+    def clip_counts(self) -> dict[str, int]:
+        return dict(self.ended)
 
 
 class StagingError(OSError):
@@ -197,17 +221,18 @@ class StageShards:
             name = stage_shard(shard, self._staging)
         except OSError as error:
             raise StagingError(*error.args) from error
-        stages = {stage: pc.sum(rows[stage]).as_py() or 0.0 for stage in ("decode_cpu_s", "embed_cpu_s")}
         ended = rows.filter(pc.is_valid(rows["clips"])).select(["video_id", "clips"]).to_pylist()
-        return pa.Table.from_pylist([{"shard": name, "ended": ended, **stages}], schema=STAGED_SCHEMA)
+        spent_s = {spent: pc.sum(rows[spent]).as_py() or 0.0 for spent in ("decode_cpu_s", "embed_cpu_s")}
+        staged = StagedShard(name, [(row["video_id"], row["clips"]) for row in ended], **spent_s)
+        return pa.Table.from_pylist([asdict(staged)], schema=STAGED_SCHEMA)
 
 
 STAGED_SCHEMA = pa.schema(
     [
-        pa.field("shard", pa.string()),
-        pa.field("ended", pa.list_(pa.struct([("video_id", pa.string()), ("clips", pa.int32())]))),
+        pa.field("name", pa.string()),
+        pa.field("ended", pa.map_(pa.string(), pa.int32())),
         pa.field("decode_cpu_s", pa.float64()),
         pa.field("embed_cpu_s", pa.float64()),
     ]
 )
-"""A staged shard: its name, the videos whose last clip it holds, and CPU seconds by stage."""
+"""Of a StagedShard."""

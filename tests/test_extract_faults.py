@@ -372,7 +372,7 @@ def freezing(name: str, frozen: Path) -> type:
         return value
 
     methods = {
-        "EmbedClips": {"_embed": lambda self, pictures: kind._embed(self, stop(pictures))},
+        "EmbedClips": {"_embed": lambda self, clips: kind._embed(self, stop(clips))},
         "DecodeClips": {"__call__": lambda self, videos: map(stop, kind.__call__(self, videos))},
         "StageShards": {"__call__": lambda self, rows: kind.__call__(self, stop(rows))},
     }
@@ -422,9 +422,9 @@ def test_slow_videos_are_not_taken_for_a_step_that_hangs(
     """All are one task of Ray's, which hands on nothing before its end, long after our patience."""
 
     class EmbedClips(workers.EmbedClips):
-        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-            time.sleep(1.5)
-            return super().__call__(row)
+        def __call__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            time.sleep(1.5 * len(rows))
+            return super().__call__(rows)
 
     def one_table(videos: list[Video], cpus: int) -> list[pa.Table]:
         return [pa.concat_tables(video_tables(videos, cpus)).combine_chunks()]

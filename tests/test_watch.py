@@ -11,6 +11,7 @@ from functools import partial
 import ray, ray.data
 from ray.cluster_utils import Cluster
 from raypipe import watch
+from raypipe.monitoring import RunMeter
 from raypipe.progress import Tally
 
 watch.LOOK_EVERY_S, watch.STILL_S = 0.2, 1.0
@@ -19,7 +20,7 @@ ray.init(address=cluster.address, log_to_driver=False)
 node = cluster.add_node(num_cpus=0)
 tally = ray.remote(Tally).options(num_cpus=0).remote()
 context = ray.data.DataContext.get_current()
-context.custom_execution_callback_classes = [partial(watch.Watch, tally, 600)]
+context.custom_execution_callback_classes = [partial(watch.Watch, tally, RunMeter(), 600)]
 
 class Hangs:
     def __init__(self, tally):
