@@ -104,6 +104,10 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+TENSORFLOW_GREETINGS = (b"absl::", b"port.cc", b"cpu_feature_guard", b"To enable the following instructions")
+"""What TensorFlow prints when it is loaded, whatever its log level is."""
+
+
 @contextmanager
 def without_lines(*marks: bytes) -> Iterator[None]:
     """Holds standard error back, also what libraries in C write there, and then lets all of it through but

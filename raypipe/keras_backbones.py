@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.backbones import LOG, Network, OnnxNetwork, Pictures, file_digest, probe
-from raypipe.console import duration
+from raypipe.console import TENSORFLOW_GREETINGS, duration, without_lines
 from raypipe.errors import UserError
 
 TOLERANCE = 1e-3
@@ -107,8 +107,11 @@ class KerasNetwork:
             os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
             os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        import keras
+        with without_lines(*TENSORFLOW_GREETINGS):
+            import keras
 
+            if gpu and not keras.distribution.list_devices("gpu"):  # Keras itself would use the CPU
+                raise UserError(f"--backbone {self.name}: TensorFlow sees no GPU; install raypipe[gpu] there")
         policy = keras.config.dtype_policy()
         keras.config.set_dtype_policy("mixed_float16" if gpu else "float32")
         try:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.calibration import Calibration
-from raypipe.console import without_lines
+from raypipe.console import TENSORFLOW_GREETINGS, without_lines
 from raypipe.errors import UserError
 from raypipe.mirror import on_disk
 from raypipe.schema import SCHEMA_VERSION, FeatureSpec
@@ -27,10 +27,6 @@ from raypipe.trial import view_of
 
 CLIPS_AT_ONCE = 256
 """Clips that the network sees together: some 20 MB of features by default."""
-
-
-TENSORFLOW_GREETINGS = (b"absl::", b"port.cc", b"cpu_feature_guard", b"To enable the following instructions")
-"""What TensorFlow prints when it is loaded, whatever its log level is."""
 
 
 @dataclass(frozen=True)

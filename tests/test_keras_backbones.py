@@ -2,6 +2,10 @@
 
 import importlib.util
 import logging
+import re
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -52,11 +56,15 @@ def test_a_keras_file_gives_its_own_features(small: Path, said: pytest.LogCaptur
     np.testing.assert_allclose(backbone.network().session()(PICTURES), expected, atol=1e-4)
 
 
-def test_without_an_exporter_it_runs_in_tensorflow_and_says_so(
-    small: Path, said: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def no_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "tf2onnx" else find(name))
+
+
+def test_without_an_exporter_it_runs_in_tensorflow_and_says_so(
+    small: Path, said: pytest.LogCaptureFixture, no_exporter: None
+) -> None:
     assert isinstance(load_backbone(str(small), frame_size=32).network(), KerasNetwork)
     assert f"backbone {small} runs in TensorFlow, slower on a CPU than ONNX: {NOT_INSTALLED}" in said.messages
 
@@ -93,6 +101,39 @@ def test_an_export_that_breaks_falls_back_to_tensorflow(
     assert isinstance(network, KerasNetwork)
     assert network.session()(PICTURES) == pytest.approx(PICTURES.mean((1, 2)), rel=1e-4)
     assert words in said.text
+
+
+@pytest.mark.slow
+def test_a_real_export_of_a_network_that_exporters_have_broken(
+    tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
+    keras.applications.EfficientNetB0(weights=None).save_weights(tmp_path / "random.weights.h5")
+    backbone = load_backbone("EfficientNetB0", weights=str(tmp_path / "random.weights.h5"))
+    network = backbone.network()
+    assert isinstance(network, OnnxNetwork) and backbone.dim == 1280, said.text
+    pictures = np.random.default_rng(1).integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)
+    expected = KerasNetwork(backbone.name, backbone.weights_path, 224).session()(pictures)
+    np.testing.assert_allclose(network.session()(pictures), expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_a_gpu_that_is_not_there_is_no_cpu(small: Path) -> None:
+    network = load_backbone(str(small), frame_size=32).network()
+    with warnings.catch_warnings(), pytest.raises(UserError, match=r"CUDA|sees no GPU"):
+        warnings.simplefilter("ignore")  # ONNX Runtime's, in place of an error
+        network.session(gpu=True)
+
+
+def test_a_gpu_that_tensorflow_does_not_see(small: Path) -> None:
+    with pytest.raises(UserError, match="TensorFlow sees no GPU"):
+        KerasNetwork(str(small), small, 32).session(gpu=True)
+
+
+def test_what_tensorflow_prints_when_it_is_loaded_is_not_shown(small: Path, clip_path: Path) -> None:
+    command = [sys.executable, "-m", "raypipe.extract", "--backbone", str(small), "--frame-size", "32"]
+    command += ["--input", str(clip_path.parent), "--output", str(small.parent / "features"), "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(re.match(r"\d\d:\d\d:\d\d \w", line) for line in done.stderr.splitlines()), done.stderr
 
 
 def test_inputs_that_an_export_leaves_over_go(tmp_path: Path) -> None:
@@ -150,7 +191,7 @@ def mobilenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_an_application_with_weights_from_a_file(mobilenet: Path) -> None:
+def test_an_application_with_weights_from_a_file(mobilenet: Path, no_exporter: None) -> None:
     backbone = load_backbone("MobileNetV3Small", weights=str(mobilenet))
     assert (backbone.name, backbone.dim) == ("MobileNetV3Small", 1024)
     again = keras.applications.MobileNetV3Small(weights=str(mobilenet))
