@@ -5,6 +5,7 @@ import io
 import logging
 import shlex
 import sys
+from array import array
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from datetime import UTC, datetime
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
+
+import numpy as np
 
 from raypipe import __version__
 from raypipe.console import shown_path, text_table
@@ -70,16 +73,16 @@ def account_for(store: FeatureStore, videos: Sequence[Video] | None = None) -> A
     listed = None if videos is None else {video.video_id for video in videos}
     outcomes, reasons, count, broken = Counter[str](), Counter[str](), 0, []
     rows = (row for row in rows_of(store.by_shard(CLIP_COLUMNS)) if listed is None or row[0] in listed)
-    seen: set[int] = set()  # of names the hashes, which take less memory
+    seen = array("q")  # hashes of names, for their memory
     for video_id, group in groupby(rows, key=itemgetter(0)):
-        if hash(video_id) in seen:
-            store.refuse_twice(video_id)
-        seen.add(hash(video_id))
+        seen.append(hash(video_id))
         clips = [dict(zip(CLIP_COLUMNS, row, strict=True)) for row in group]
         outcomes[video_outcome([clip["outcome"] for clip in clips])] += 1
         reasons.update(clip["reason"] for clip in clips if clip["reason"])
         count += len(clips)
         broken += [clip for clip in clips if clip["outcome"] != "ok"]
+    if len(np.unique(np.frombuffer(seen, np.int64))) < len(seen):
+        store.read(["video_id"])  # which names the video
     broken.sort(key=lambda clip: (clip["video_id"], clip["clip_index"]))
     return Account(dict(outcomes), count, dict(reasons), broken)
 

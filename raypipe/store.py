@@ -90,7 +90,7 @@ class FeatureStore:
         tables = [_read_shard(s, wanted, schema) for s in (self.shards() if shards is None else shards)]
         table = _in_order(pa.concat_tables(tables) if tables else schema.empty_table())
         if twice := _first_twice(table):
-            self.refuse_twice(twice)
+            self._refuse_twice(twice)
         return table.select(columns)
 
     def by_shard(self, columns: list[str]) -> Iterator[pa.Table]:
@@ -103,7 +103,11 @@ class FeatureStore:
         for shard in self.shards():
             yield _in_order(_read_shard(shard, wanted, schema)).select(columns)
 
-    def refuse_twice(self, video_id: str) -> None:
+    def index(self) -> Iterator[pa.Table]:
+        """INDEX_COLUMNS of every clip, a shard at a time."""
+        return self.by_shard(INDEX_COLUMNS)
+
+    def _refuse_twice(self, video_id: str) -> None:
         """Raises UserError: raypipe writes each video once, so something else has copied a shard."""
         stored = (
             (shard.name, read_table(shard, columns=["video_id"])["video_id"]) for shard in self.shards()
@@ -113,10 +117,6 @@ class FeatureStore:
             f"{self.path}: {video_id} is there twice, in {' and '.join(holders)}; "
             "delete all of them but one and run raypipe.extract again, which makes what is missing anew"
         )
-
-    def index(self) -> Iterator[pa.Table]:
-        """INDEX_COLUMNS of every clip, a shard at a time."""
-        return self.by_shard(INDEX_COLUMNS)
 
     def _schema_of(self, columns: Collection[str]) -> pa.Schema:
         return pa.schema([field for field in self._schema() if field.name in columns])

@@ -1,6 +1,7 @@
 """Extractions for tests: a folder of videos and its store, in this process or as the command."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -64,13 +65,14 @@ class Run:
 
 
 def extract(*arguments: str) -> "subprocess.Popen[str]":
-    """The command, in a process group of its own."""
+    """The command, in a process group of its own; it hears Ctrl-C even where tests run in the background."""
     return subprocess.Popen(
         [sys.executable, "-m", "raypipe.extract", *arguments, *FLAGS],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
