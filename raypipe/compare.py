@@ -33,21 +33,20 @@ from raypipe.comparison import (
 from raypipe.config import (
     AFTER,
     BEFORE,
+    Backend,
     CompareConfig,
     TrialConfig,
     TuneConfig,
-    load_config,
-    read_yaml,
-    write_yaml,
 )
 from raypipe.console import LiveLine, duration, run_command, shown_path, text_table
 from raypipe.dataset import Dataset, check_trial, load_dataset, split_dataset
-from raypipe.engines import Backend
 from raypipe.errors import RunFailed, UserError
 from raypipe.evidence import evaluate_side, versions
 from raypipe.failures import sentence_of
 from raypipe.files import write_json
 from raypipe.mirror import mirrored
+from raypipe.reading import load_config, read_yaml, write_yaml
+from raypipe.section import rule_of
 from raypipe.splits import TEST, Splits
 from raypipe.storage import Place, place
 from raypipe.store import FeatureStore
@@ -119,7 +118,7 @@ def ways_of(config: CompareConfig) -> dict[str, TrialConfig]:
         try:
             checked = TuneConfig(trial=trial, space={}, resources=config.resources, backend=config.backend)
         except ValidationError as error:
-            raise UserError(f"{name}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+            raise UserError(f"{name}: {rule_of(error)}") from None
         check_search(checked)
     return ways
 
@@ -133,8 +132,7 @@ def ablations(before: TrialConfig, after: TrialConfig) -> dict[str, TrialConfig]
             try:
                 found[name] = TrialConfig.model_validate(old | {field: new[field] for field in fields})
             except ValidationError as error:
-                reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-                raise UserError(f"--ablate: {name} alone over before: {reason}") from None
+                raise UserError(f"--ablate: {name} alone over before: {rule_of(error)}") from None
     return found
 
 

@@ -26,8 +26,6 @@ from raypipe.config import (
     ExtractConfig,
     LimitsConfig,
     SamplingConfig,
-    load_config,
-    write_yaml,
 )
 from raypipe.console import duration, run_command, shown_path
 from raypipe.errors import RunFailed, UserError
@@ -46,6 +44,7 @@ from raypipe.outcomes import (
 )
 from raypipe.plan import Plan, plan_run
 from raypipe.progress import Progress, Reporter, Tally, stalled_line
+from raypipe.reading import load_config, write_yaml
 from raypipe.schema import ROW_SCHEMA, FeatureSpec
 from raypipe.store import FeatureStore
 from raypipe.videos import Listing, Video, list_videos, local_path

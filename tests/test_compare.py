@@ -14,9 +14,10 @@ from s3 import Bucket
 
 from raypipe.compare import CHANGES, ablations, read_run, run_figures, run_folder, ways_of, write_run
 from raypipe.comparison import RunFigures
-from raypipe.config import AFTER, BEFORE, CompareConfig, PricesConfig, TrialConfig, write_yaml
+from raypipe.config import AFTER, BEFORE, CompareConfig, PricesConfig, TrialConfig
 from raypipe.dataset import load_dataset, split_dataset
 from raypipe.errors import UserError
+from raypipe.reading import write_yaml
 from raypipe.splits import TEST, Splits
 from raypipe.storage import RemotePath
 from raypipe.telemetry import GpuFigures

@@ -1,0 +1,133 @@
+"""A command's config from its YAML file and its flags, and back into a file."""
+
+import contextlib
+import io
+import itertools
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from raypipe.config import Command, TuneConfig
+from raypipe.errors import UserError
+from raypipe.section import SENTENCE, in_words, is_section, nearest, problem_of
+from raypipe.space import Range, SearchSpace
+from raypipe.storage import Place, is_remote, place
+
+C = TypeVar("C", bound=Command)
+
+
+def load_config(kind: type[C], arguments: Sequence[str] | None = None, *, prog: str) -> C:
+    """The config for `arguments` (default: the command line), over its YAML file, over the defaults.
+
+    Raises UserError naming file or flag, field, value and rule.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    file = _flag_value(arguments, "config")
+    default = read_yaml(kind, _file(file)) if file else kind()
+    if isinstance(default, TuneConfig):
+        # A flag fixes a field, so it is no longer searched.
+        def kept(space: SearchSpace) -> SearchSpace:
+            return {k: v for k, v in space.items() if not _has_flag(arguments, k)}
+
+        by_model = {model: kept(space) for model, space in default.space_by_model.items()}
+        default = default.model_copy(update={"space": kept(default.space), "space_by_model": by_model})
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                kind,
+                prog=prog,
+                args=arguments,
+                default=default,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as stop:
+        if stop.code:
+            raise UserError(_flag_error(said.getvalue(), arguments)) from None
+        raise
+
+
+def _file(given: str) -> Place:
+    return place(given, flag="--config") if is_remote(given) else Path(given)
+
+
+def read_yaml(kind: type[C], path: Place, *, flag: str = "--config") -> C:
+    """The config in a YAML file over the defaults. Raises UserError naming file, field, value, rule."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{flag} {path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if content is not None and not isinstance(content, dict):
+        raise UserError(f"{path}: must be a mapping of fields to values")
+    try:
+        return kind.model_validate(content or {})
+    except ValidationError as error:
+        raise UserError(f"{path}: {_first_error(kind, error)}") from None
+
+
+def write_yaml(config: Command, path: Place) -> None:
+    """The resolved config beside the results, as `--config` reads it."""
+    path.write_text(yaml.safe_dump(config.model_dump(exclude={"config"}, mode="json"), sort_keys=False))
+
+
+def _first_error(kind: type[BaseModel], error: ValidationError) -> str:
+    problem = problem_of(error)
+    field = ".".join(problem.path)
+    if problem.kind == "extra_forbidden":
+        *parents, name = problem.path
+        section: Any = kind
+        if parents:
+            section = Range if parents[0].startswith("space") else kind.model_fields[parents[0]].annotation
+        return f"{field} is not a field{_did_you_mean(name, section, kind)}"
+    if not field or problem.kind == SENTENCE:
+        return problem.rule
+    return f"{field} = {problem.value!r}: {problem.rule}"
+
+
+def _did_you_mean(name: str, section: type[BaseModel], command: type[BaseModel]) -> str:
+    if name in command.model_fields:
+        return "; it belongs outside of any section"
+    for owner, field in command.model_fields.items():
+        if is_section(field.annotation) and name in field.annotation.model_fields:  # type: ignore[union-attr]
+            return f"; it belongs under {owner}:"
+    return nearest(name, section.model_fields)
+
+
+def _flag_value(arguments: Sequence[str], field: str) -> str | None:
+    """The last value given, as the parser takes it."""
+    given = None
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        if _has_flag([argument], field):
+            given = argument.split("=", 1)[1] if "=" in argument else following
+    return given
+
+
+def _has_flag(arguments: Sequence[str], field: str) -> bool:
+    names = {f"--{field}", f"--{field.replace('_', '-')}"}
+    return any(argument.split("=", 1)[0] in names for argument in arguments)
+
+
+def _flag_error(text: str, arguments: Sequence[str]) -> str:
+    """The command-line parser's boxed error as one sentence."""
+    lines = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
+    rules = [i for i, line in enumerate(lines) if line and set(line) == {"─"}]
+    words = " ".join(" ".join(lines[: rules[0]] if rules else lines).split())
+    together = re.search(r"validation errors? for \w+ Value error, (.*?) \[type=", words)
+    if together:
+        return together[1]
+    value_error = re.search(r"validation errors? for \w+ (\S+) (.*?) \[type=", words)
+    if value_error:
+        path, rule = value_error[1].split("."), value_error[2]
+        field = next((part for part in path if _has_flag(arguments, part)), path[-1])
+        flag, value = f"--{field.replace('_', '-')}", _flag_value(arguments, field)
+        return f"{flag}{'' if value is None else ' ' + value}: {in_words(rule)}"
+    near = re.search(r"Perhaps you meant: *(--\S+)", " ".join(" ".join(lines).split()))
+    return words.rstrip(".") + (f"; did you mean {near[1]}?" if near else "")
