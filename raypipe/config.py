@@ -27,13 +27,15 @@ from raypipe.space import (
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=1e6)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Location = Annotated[str, Field(min_length=1)]
+"""A path or URI. An empty one is a mistake, as of a variable that a script has not set."""
 Backend = Literal["tensorflow", "jax"]
 
 
 class Command(Section):
     """What every command takes."""
 
-    config: str | None = None
+    config: Location | None = None
     """YAML file with any of these fields; flags win over it. Presets are in configs/."""
 
 
@@ -78,10 +80,10 @@ class SamplingConfig(Section):
 class EmbeddingConfig(Section):
     """The network that turns frames into features."""
 
-    backbone: str = "efficientnet_lite0"
+    backbone: Location = "efficientnet_lite0"
     """efficientnet_lite0, 1 or 2, a name in keras.applications (VGG19, ResNet50, ...), or a .onnx or .keras
     file that takes RGB pictures [N, H, W, 3] from 0 to 255 and gives vectors [N, D]."""
-    weights: str | None = None
+    weights: Location | None = None
     """File of weights for a keras.applications name; none: those that Keras downloads."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto: the GPUs of the cluster, where the network can run on them, else its CPU cores."""
@@ -105,9 +107,9 @@ class LimitsConfig(Section):
 class ExtractConfig(Command):
     """Videos in, feature shards out: decode, embed, write, with every video accounted for by name."""
 
-    input: str | None = None
+    input: Location | None = None
     """Folder (sub-folder = label), manifest (.csv, .parquet, .jsonl), glob or URI; none: sample clips."""
-    output: str = "results/features"
+    output: Location = "results/features"
     """Folder of the feature store; running again adds only what is new."""
     retry_failed: bool = False
     """Take the videos that failed before once more."""
@@ -292,15 +294,15 @@ class ResourcesConfig(Section):
 class TuneConfig(Command):
     """Feature shards in, the best model and its evidence out: trials on grouped folds, then a report."""
 
-    features: str = "results/features"
+    features: Location = "results/features"
     """Folder that raypipe.extract wrote, or its URI."""
-    results: str = "results"
+    results: Location = "results"
     """Folder or URI that the run's own folder, RESULTS/NAME, is made in; all nodes must see it."""
     zero_fill_failed: bool = False
     """Let videos that failed take part as clips of zeros, as classic scripts do; off: they take no part."""
-    name: str | None = None
+    name: Location | None = None
     """The run is kept in RESULTS/NAME; none: tune, tune-2, and so on."""
-    resume: str | None = None
+    resume: Location | None = None
     """Folder or URI of a run that was stopped, RESULTS/NAME: goes on with its own settings; no other flag but
     --retry-failed."""
     retry_failed: bool = False
@@ -325,7 +327,7 @@ class TuneConfig(Command):
     finished. Such a run cannot be repeated exactly."""
     patience_trials: Count | None = None
     """Trials in a row without a better one before the search ends; none: all are run."""
-    warm_start: str | None = None
+    warm_start: Location | None = None
     """Folder or URI of an earlier run, RESULTS/NAME: its best settings are tried first, up to half of the
     trials."""
     metric: Metric = "auc"
@@ -472,13 +474,13 @@ def _said(value: Value) -> str:
 class PredictConfig(Command):
     """New videos in, predictions out, by the best model of a tune run. Labels are optional."""
 
-    model: str | None = None
+    model: Location | None = None
     """Folder or URI of a tune run, or of its best/; none: the newest run in results/ that has a model."""
-    input: str | None = None
+    input: Location | None = None
     """Folder (sub-folder = label), manifest (.csv, .parquet, .jsonl), glob or URI; none: sample clips."""
-    output: str = "results/predictions"
+    output: Location = "results/predictions"
     """Folder of the predictions and of their features; running again decodes only what is new."""
-    weights: str | None = None
+    weights: Location | None = None
     """File of weights of the model's backbone, where its features were extracted with --weights."""
     retry_failed: bool = False
     """Take the videos that failed before once more."""
@@ -540,15 +542,15 @@ class PricesConfig(Section):
 class CompareConfig(Command):
     """The classic way to train and raypipe's, on the same grouped folds: what each gives and costs."""
 
-    features: str = "results/features"
+    features: Location = "results/features"
     """Folder that raypipe.extract wrote, or its URI."""
-    results: str = "results"
+    results: Location = "results"
     """Folder or URI that the comparison's own folder is made in; all nodes must see it."""
-    name: str | None = None
+    name: Location | None = None
     """The comparison is kept in RESULTS/NAME, where a stopped one goes on; none: compare, compare-2, ..."""
-    before: str | None = None
+    before: Location | None = None
     """YAML file whose `trial` is the first way to train; none: the classic one, configs/before.yaml."""
-    after: str | None = None
+    after: Location | None = None
     """YAML file whose `trial` is the second; none: raypipe's, configs/after.yaml."""
     ablate: bool = False
     """Also train the first way with each single change of the second, a column for each."""

@@ -79,7 +79,7 @@ def main(config: ExtractConfig, listing: Listing | None = None) -> dict[str, Any
         say_failures(account_for(store), store)
         return {}
     backbone = backbone_of(config, store)
-    listing = listing or list_videos(config.input or sample_videos())
+    listing = listing or list_videos(sample_videos() if config.input is None else config.input)
     if listing.ignored:
         LOG.info("%d other files there are not videos by name", listing.ignored)
     if not any(video.label for video in listing.videos):

@@ -55,7 +55,8 @@ def main(config: PredictConfig) -> dict[str, Any]:
     started_s = time.monotonic()
     model = open_model(find_model(config.model, results=Path("results")))
     LOG.info("model: %s, classes %s", shown_path(model.folder), ", ".join(model.classes))
-    config = config.model_copy(update={"input": config.input or extract.sample_videos()})
+    if config.input is None:
+        config = config.model_copy(update={"input": extract.sample_videos()})
     extraction = extraction_of(config, model)
     refuse_other_features(model, extraction)
     listing = list_videos(str(config.input))

@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from raypipe.config import Command, TuneConfig
 from raypipe.errors import UserError
-from raypipe.section import SENTENCE, in_words, is_section, nearest, problem_of
+from raypipe.section import SENTENCE, Section, in_words, is_section, nearest, one_of, problem_of
 from raypipe.space import Range, SearchSpace
 from raypipe.storage import Place, is_remote, place
 
@@ -28,12 +29,17 @@ def load_config(kind: type[C], arguments: Sequence[str] | None = None, *, prog: 
     Raises UserError naming file or flag, field, value and rule.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    given = fields_given(kind, arguments)
     file = _flag_value(arguments, "config")
-    default = read_yaml(kind, _file(file)) if file else kind()
+    if file == "":
+        raise UserError("--config '': must not be empty")
+    default = kind() if file is None else read_yaml(kind, _file(file))
     if isinstance(default, TuneConfig):
+        _refuse_beside_resume(given)
+
         # A flag fixes a field, so it is no longer searched.
         def kept(space: SearchSpace) -> SearchSpace:
-            return {k: v for k, v in space.items() if not _has_flag(arguments, k)}
+            return {name: values for name, values in space.items() if name not in given}
 
         by_model = {model: kept(space) for model, space in default.space_by_model.items()}
         default = default.model_copy(update={"space": kept(default.space), "space_by_model": by_model})
@@ -51,6 +57,30 @@ def load_config(kind: type[C], arguments: Sequence[str] | None = None, *, prog: 
         if stop.code:
             raise UserError(_flag_error(said.getvalue(), arguments)) from None
         raise
+
+
+def fields_given(kind: type[Section], arguments: Sequence[str]) -> list[str]:
+    """The fields of a command that flags are given for, also for those set to what they are anyway.
+
+    >>> fields_given(TuneConfig, ["--no-class-weights", "--num-samples=5", "--name", "mine"])
+    ['name', 'num_samples', 'class_weights']
+    """
+    found = []
+    for name, field in kind.model_fields.items():
+        if is_section(field.annotation):
+            found += fields_given(field.annotation, arguments)  # type: ignore[arg-type]
+        elif _has_flag(arguments, name):
+            found.append(name)
+    return found
+
+
+def _refuse_beside_resume(given: Sequence[str]) -> None:
+    others = [name for name in given if name not in ("resume", "retry_failed")]
+    if "resume" in given and others:
+        raise UserError(
+            "--resume: a run goes on with the settings in its config.yaml; give no other flag "
+            f"(--{others[0].replace('_', '-')})"
+        )
 
 
 def _file(given: str) -> Place:
@@ -111,8 +141,9 @@ def _flag_value(arguments: Sequence[str], field: str) -> str | None:
 
 
 def _has_flag(arguments: Sequence[str], field: str) -> bool:
-    names = {f"--{field}", f"--{field.replace('_', '-')}"}
-    return any(argument.split("=", 1)[0] in names for argument in arguments)
+    """Also the flag that says no: --no-class-weights."""
+    names = {f"--{field}".replace("_", "-"), f"--no-{field}".replace("_", "-")}
+    return any(argument.split("=", 1)[0].replace("_", "-") in names for argument in arguments)
 
 
 def _flag_error(text: str, arguments: Sequence[str]) -> str:
@@ -127,7 +158,42 @@ def _flag_error(text: str, arguments: Sequence[str]) -> str:
     if value_error:
         path, rule = value_error[1].split("."), value_error[2]
         field = next((part for part in path if _has_flag(arguments, part)), path[-1])
-        flag, value = f"--{field.replace('_', '-')}", _flag_value(arguments, field)
-        return f"{flag}{'' if value is None else ' ' + value}: {in_words(rule)}"
+        value = _flag_value(arguments, field)
+        said = "" if value is None else f" {shlex.quote(value)}"
+        return f"--{field.replace('_', '-')}{said}: {in_words(rule)}"
+    unread = re.search(r"Error parsing (--\S+): (.*)", words)
+    if unread:
+        return _unread(unread[1], unread[2])
     near = re.search(r"Perhaps you meant: *(--\S+)", " ".join(" ".join(lines).split()))
     return words.rstrip(".") + (f"; did you mean {near[1]}?" if near else "")
+
+
+def _unread(flag: str, words: str) -> str:
+    """What a flag takes, in place of the parser's own account of its attempts.
+
+    >>> _unread("--seed", "invalid literal for int() with base 10: '2.5'")
+    '--seed 2.5: must be a whole number'
+    >>> _unread("--clip-norm", "no type matching {None}|FLOAT could be instantiated from ['x']. Got ...")
+    '--clip-norm x: must be None or a number'
+    """
+    either = re.search(r"no type matching (.*?) could be instantiated from \[(.*?)\]", words)
+    if either:
+        given = " ".join(re.findall(r"'(.*?)'", either[2]))
+        return f"{flag} {given}: {one_of([f'must be {PARSED_AS.get(k, k)}' for k in either[1].split('|')])}"
+    single = re.match(
+        r"(?:invalid literal for (int)\(\)|could not convert string to float).*?: '(.*)'", words
+    )
+    if single:
+        return f"{flag} {single[2]}: must be {PARSED_AS['INT' if single[1] else 'FLOAT']}"
+    return f"{flag}: {words}"
+
+
+PARSED_AS = {
+    "INT": "a whole number",
+    "FLOAT": "a number",
+    "STR": "a text",
+    "{None}": "None",
+    "{[FLOAT [FLOAT ...]]}": "numbers",
+    "{balanced}": "balanced",
+}
+"""How the parser names what a flag takes, in words."""

@@ -46,6 +46,24 @@ def test_a_flag_is_no_longer_searched(flag: str) -> None:
     assert config.space.keys() == DEFAULT_SPACE.keys() - {"learning_rate", "width"}
 
 
+@pytest.mark.parametrize("flag", ["--no-class-weights", "--no_class_weights", "--class-weights"])
+def test_a_flag_that_says_yes_or_no_is_no_longer_searched(flag: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("space: {class_weights: [true, false], dropout: [0.1]}\n")
+    config = load(TuneConfig, "--config", str(file), flag)
+    assert isinstance(config, TuneConfig)
+    assert (config.trial.class_weights, config.space) == ("no" not in flag, {"dropout": [0.1]})
+
+
+def test_a_mistake_in_a_field_of_several_types_names_them(tmp_path: Path) -> None:
+    said = "must be a number, a list or 'balanced'"
+    for value, given in [("{a: 1}", "{'a': 1}"), ("half", "'half'")]:
+        error = error_in_file(TuneConfig, f"trial: {{focal_alpha: {value}}}", tmp_path)
+        assert error == f"trial.focal_alpha = {given}: {said}"
+    error = error_in_file(TuneConfig, "trial: {focal_alpha: -1}", tmp_path)
+    assert error == "trial.focal_alpha = -1: must be greater than 0"
+
+
 def test_the_last_file_given_is_the_one_read(tmp_path: Path) -> None:
     files = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
     for frames, file in enumerate(files, start=5):
@@ -77,6 +95,8 @@ def test_help_says_meaning_unit_and_default(
     assert said in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
+NO_TRUTH = "must be a number; YAML reads yes, no, on and off as true and false"
+
 # --- mistakes ---------------------------------------------------------------------------------------
 
 
@@ -95,6 +115,10 @@ def test_help_says_meaning_unit_and_default(
         ("limits: {timeout_s: .inf}", "limits.timeout_s = inf: must be less than or equal to 1000000"),
         ("max_failed: -1", "max_failed = -1: must be greater than or equal to 0"),
         ("cpus: a", "cpus = 'a': must be a whole number"),
+        ("input: ''", "input = '': must not be empty"),
+        ("shard_rows: yes", f"shard_rows = True: {NO_TRUTH}"),
+        ("sampling: {sample_fps: on}", f"sampling.sample_fps = True: {NO_TRUTH}"),
+        ("retry_failed: 7", "retry_failed = 7: must be true or false"),
         ("- output", "must be a mapping of fields to values"),
     ],
 )
@@ -127,7 +151,26 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         (TuneConfig, "--num_samples=0", "--num-samples 0: must be greater than or equal to 1"),
         (TuneConfig, "--seed 5 --seed -2", "--seed -2: must be greater than or equal to 0"),
         (TuneConfig, "--dropout 1", "--dropout 1: must be less than 1"),
-        (TuneConfig, "--seed 2.5", "Error parsing --seed: invalid literal for int() with base 10: '2.5'"),
+        (TuneConfig, "--seed 2.5", "--seed 2.5: must be a whole number"),
+        (TuneConfig, "--learning-rate x", "--learning-rate x: must be a number"),
+        (
+            TuneConfig,
+            "--focal-alpha 0.3 x",
+            "--focal-alpha 0.3 x: must be None, a number, numbers or balanced",
+        ),
+        (TuneConfig, "--max-concurrent many", "--max-concurrent many: must be None or a whole number"),
+        (TuneConfig, "--config=", "--config '': must not be empty"),
+        (TuneConfig, "--results=", "--results '': must not be empty"),
+        (ExtractConfig, "--input=", "--input '': must not be empty"),
+        (ExtractConfig, "--backbone=", "--backbone '': must not be empty"),
+        (PredictConfig, "--input=", "--input '': must not be empty"),
+        (PredictConfig, "--model=", "--model '': must not be empty"),
+        (CompareConfig, "--before=", "--before '': must not be empty"),
+        (
+            TuneConfig,
+            "--resume results/tune --retry-failed --seed 0",
+            "--resume: a run goes on with the settings in its config.yaml; give no other flag (--seed)",
+        ),
         (TuneConfig, "--space width", "Unrecognized options: --space, width"),
         (
             ExtractConfig,
