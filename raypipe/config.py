@@ -198,7 +198,7 @@ class TrialConfig(Section):
     """Compile the training step with XLA; auto: where it works and pays."""
     feeding: Literal["auto", "device", "memmap", "fit"] = "auto"
     """device: features lie on the device. memmap: batches are gathered ahead from a shared file. fit: plain
-    arrays into Keras' own fit, the classic way. auto: device where the features fit, else memmap."""
+    arrays into Keras' own fit, the classic way, never compiled. auto: device where they fit, else memmap."""
     device_cache_mb: Annotated[int, Field(ge=0)] = 2048
     """feeding auto: MiB of features that may lie on each device; more are fed from the shared file."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
@@ -239,6 +239,10 @@ def why_it_cannot_work(trial: TrialConfig) -> str | None:
         )
     if trial.xla is True and trial.model in RECURRENT:
         return f"xla cannot compile the cuDNN kernels of model {trial.model}; use xla auto or another model"
+    if trial.xla is True and trial.feeding == "fit":
+        return (
+            "xla true: feeding fit is Keras' fit as in classic scripts, never compiled; use another feeding"
+        )
     return None
 
 
@@ -510,6 +514,9 @@ BEFORE = TrialConfig(
 )
 """The classic script: plain Keras. configs/before.yaml is equal to it."""
 
+BEFORE_ON_JAX = BEFORE.model_copy(update={"xla": "auto", "feeding": "auto"})
+"""The same as far as JAX can: it always compiles, and is not fed by Keras' fit."""
+
 AFTER = TrialConfig(
     model="mean_pool",
     dropout=0.6,
@@ -549,7 +556,8 @@ class CompareConfig(Command):
     name: Location | None = None
     """The comparison is kept in RESULTS/NAME, where a stopped one goes on; none: compare, compare-2, ..."""
     before: Location | None = None
-    """YAML file whose `trial` is the first way to train; none: the classic one, configs/before.yaml."""
+    """YAML file whose `trial` is the first way to train; none: the classic one, configs/before.yaml (with
+    backend jax: its xla and feeding auto, as JAX always compiles and is not fed by Keras' fit)."""
     after: Location | None = None
     """YAML file whose `trial` is the second; none: raypipe's, configs/after.yaml."""
     ablate: bool = False

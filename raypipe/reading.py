@@ -14,7 +14,7 @@ import tyro
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from raypipe.config import Command, TuneConfig
+from raypipe.config import Command, TrialConfig, TuneConfig
 from raypipe.errors import UserError
 from raypipe.section import SENTENCE, Section, in_words, is_section, nearest, one_of, problem_of
 from raypipe.space import Range, SearchSpace
@@ -90,6 +90,13 @@ def _file(given: str) -> Place:
 def read_yaml(kind: type[C], path: Place, *, flag: str = "--config") -> C:
     """The config in a YAML file over the defaults. Raises UserError naming file, field, value, rule."""
     try:
+        return kind.model_validate(_mapping(path, flag))
+    except ValidationError as error:
+        raise UserError(f"{path}: {_first_error(kind, error)}") from None
+
+
+def _mapping(path: Place, flag: str) -> dict[Any, Any]:
+    try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UserError(f"{flag} {path}: {error.strerror or error}") from None
@@ -97,10 +104,25 @@ def read_yaml(kind: type[C], path: Place, *, flag: str = "--config") -> C:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if content is not None and not isinstance(content, dict):
         raise UserError(f"{path}: must be a mapping of fields to values")
+    return content or {}
+
+
+def read_trial(path: Place, *, flag: str) -> TrialConfig:
+    """The `trial` of a file that raypipe.tune takes as well; what is for a search in it is not read. Raises
+    UserError."""
+    content = _mapping(path, flag)
+    for name in content.keys() - TuneConfig.model_fields.keys():
+        raise UserError(f"{path}: {name} is not a field{_did_you_mean(str(name), TuneConfig, TuneConfig)}")
+    if "trial" not in content:
+        raise UserError(f"{flag} {path}: has no `trial`, the way to train")
     try:
-        return kind.model_validate(content or {})
+        return _TrialAlone.model_validate({"trial": content["trial"]}).trial
     except ValidationError as error:
-        raise UserError(f"{path}: {_first_error(kind, error)}") from None
+        raise UserError(f"{path}: {_first_error(_TrialAlone, error)}") from None
+
+
+class _TrialAlone(Section):
+    trial: TrialConfig
 
 
 def write_yaml(config: Command, path: Place) -> None:

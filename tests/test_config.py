@@ -44,6 +44,10 @@ CONFIGS = Path(__file__).parents[1] / "configs"
             "--xla True --model tcn",
             "xla cannot compile a step that several devices share in TensorFlow;",
         ),
+        (
+            "--xla True --feeding fit --model tcn",
+            "xla true: feeding fit is Keras' fit as in classic",
+        ),
         ("--xla False --backend jax", "xla false: JAX always compiles with XLA"),
         ("--feeding fit --backend jax", "feeding fit is there to compare with the classic way"),
     ],
