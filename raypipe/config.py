@@ -240,9 +240,7 @@ def why_it_cannot_work(trial: TrialConfig) -> str | None:
     if trial.xla is True and trial.model in RECURRENT:
         return f"xla cannot compile the cuDNN kernels of model {trial.model}; use xla auto or another model"
     if trial.xla is True and trial.feeding == "fit":
-        return (
-            "xla true: feeding fit is Keras' fit as in classic scripts, never compiled; use another feeding"
-        )
+        return "xla true: feeding fit is Keras' fit as in classic scripts, never compiled; use feeding auto"
     return None
 
 
