@@ -33,21 +33,21 @@ from raypipe.comparison import (
 from raypipe.config import (
     AFTER,
     BEFORE,
+    BEFORE_ON_JAX,
+    Backend,
     CompareConfig,
     TrialConfig,
     TuneConfig,
-    load_config,
-    read_yaml,
-    write_yaml,
 )
 from raypipe.console import LiveLine, duration, run_command, shown_path, text_table
 from raypipe.dataset import Dataset, check_trial, load_dataset, split_dataset
-from raypipe.engines import Backend
 from raypipe.errors import RunFailed, UserError
 from raypipe.evidence import evaluate_side, versions
 from raypipe.failures import sentence_of
 from raypipe.files import write_json
 from raypipe.mirror import mirrored
+from raypipe.reading import load_config, read_trial, read_yaml, write_yaml
+from raypipe.section import rule_of
 from raypipe.splits import TEST, Splits
 from raypipe.storage import Place, place
 from raypipe.store import FeatureStore
@@ -109,33 +109,49 @@ def main(config: CompareConfig) -> Place:
 def ways_of(config: CompareConfig) -> dict[str, TrialConfig]:
     """The columns: before, with --ablate before with each single change, after. Raises UserError for fields
     that cannot work together."""
-    before = read_yaml(TuneConfig, Path(config.before), flag="--before").trial if config.before else BEFORE
-    after = read_yaml(TuneConfig, Path(config.after), flag="--after").trial if config.after else AFTER
+    before = BEFORE_ON_JAX if config.backend == "jax" else BEFORE
+    if config.before is not None:
+        before = read_trial(Path(config.before), flag="--before")
+    after = AFTER if config.after is None else read_trial(Path(config.after), flag="--after")
     ways = {"before": before}
     if config.ablate:
         ways |= ablations(before, after)
+        if hides_xla(before, after):
+            LOG.info("%s", NO_XLA_COLUMN)
     ways["after"] = after
     for name, trial in ways.items():
         try:
             checked = TuneConfig(trial=trial, space={}, resources=config.resources, backend=config.backend)
         except ValidationError as error:
-            raise UserError(f"{name}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+            raise UserError(f"{name}: {rule_of(error)}") from None
         check_search(checked)
     return ways
 
 
 def ablations(before: TrialConfig, after: TrialConfig) -> dict[str, TrialConfig]:
-    """`before` with the fields of each change as they are in `after`, where they differ."""
+    """`before` with the fields of each change as they are in `after`, where they differ and that shows."""
     old, new = before.model_dump(), after.model_dump()
     found = {}
     for name, fields in CHANGES.items():
+        if name == "XLA" and hides_xla(before, after):
+            continue
         if any(old[field] != new[field] for field in fields):
             try:
                 found[name] = TrialConfig.model_validate(old | {field: new[field] for field in fields})
             except ValidationError as error:
-                reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-                raise UserError(f"--ablate: {name} alone over before: {reason}") from None
+                raise UserError(f"--ablate: {name} alone over before: {rule_of(error)}") from None
     return found
+
+
+def hides_xla(before: TrialConfig, after: TrialConfig) -> bool:
+    """Whether XLA is a change that makes no difference to `before`."""
+    return before.feeding == "fit" and before.xla != after.xla
+
+
+NO_XLA_COLUMN = (
+    "--ablate: no column for XLA, as feeding fit (before) is never compiled; "
+    "to see what it gives, compare with a --before that has another feeding"
+)
 
 
 def run_folder(config: CompareConfig) -> Place:
@@ -377,6 +393,8 @@ def notes(config: CompareConfig, ways: dict[str, TrialConfig], claim: Claim, tes
             "With feeding fit, Keras' fit is called for each fold and epoch; what it sets up anew each time "
             "is part of its time."
         )
+    if config.ablate and hides_xla(ways["before"], ways["after"]):
+        said.append(NO_XLA_COLUMN)
     if not claim.gpus:
         said.append("GPU use, memory and energy were not measured: the cluster has no GPU.")
     if config.prices.price_per_kwh is None and config.prices.price_per_hour is None:

@@ -4,38 +4,38 @@ A command's config is made of sections; each part of raypipe receives its own se
 section is a mapping; as flags all fields stand side by side, so field names are unique in a command.
 """
 
-import contextlib
-import difflib
-import io
-import itertools
-import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from raypipe.errors import UserError
-from raypipe.storage import Place, is_remote, place
+from raypipe.section import Section, rule_of
+from raypipe.space import (
+    IGNORED_WITH,
+    IN_MID_TRAINING,
+    Range,
+    SearchSpace,
+    Value,
+    checked,
+    draws_at_ends,
+    ends_of,
+    looked_at,
+    wrong,
+)
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=1e6)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """Frozen, and no unknown fields: a typo is an error, never ignored."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+Location = Annotated[str, Field(min_length=1)]
+"""A path or URI. An empty one is a mistake, as of a variable that a script has not set."""
+Backend = Literal["tensorflow", "jax"]
 
 
 class Command(Section):
     """What every command takes."""
 
-    config: str | None = None
+    config: Location | None = None
     """YAML file with any of these fields; flags win over it. Presets are in configs/."""
 
 
@@ -80,10 +80,10 @@ class SamplingConfig(Section):
 class EmbeddingConfig(Section):
     """The network that turns frames into features."""
 
-    backbone: str = "efficientnet_lite0"
+    backbone: Location = "efficientnet_lite0"
     """efficientnet_lite0, 1 or 2, a name in keras.applications (VGG19, ResNet50, ...), or a .onnx or .keras
     file that takes RGB pictures [N, H, W, 3] from 0 to 255 and gives vectors [N, D]."""
-    weights: str | None = None
+    weights: Location | None = None
     """File of weights for a keras.applications name; none: those that Keras downloads."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto: the GPUs of the cluster, where the network can run on them, else its CPU cores."""
@@ -107,9 +107,9 @@ class LimitsConfig(Section):
 class ExtractConfig(Command):
     """Videos in, feature shards out: decode, embed, write, with every video accounted for by name."""
 
-    input: str | None = None
+    input: Location | None = None
     """Folder (sub-folder = label), manifest (.csv, .parquet, .jsonl), glob or URI; none: sample clips."""
-    output: str = "results/features"
+    output: Location = "results/features"
     """Folder of the feature store; running again adds only what is new."""
     retry_failed: bool = False
     """Take the videos that failed before once more."""
@@ -198,7 +198,7 @@ class TrialConfig(Section):
     """Compile the training step with XLA; auto: where it works and pays."""
     feeding: Literal["auto", "device", "memmap", "fit"] = "auto"
     """device: features lie on the device. memmap: batches are gathered ahead from a shared file. fit: plain
-    arrays into Keras' own fit, the classic way. auto: device where the features fit, else memmap."""
+    arrays into Keras' own fit, the classic way, never compiled. auto: device where they fit, else memmap."""
     device_cache_mb: Annotated[int, Field(ge=0)] = 2048
     """feeding auto: MiB of features that may lie on each device; more are fed from the shared file."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
@@ -239,28 +239,20 @@ def why_it_cannot_work(trial: TrialConfig) -> str | None:
         )
     if trial.xla is True and trial.model in RECURRENT:
         return f"xla cannot compile the cuDNN kernels of model {trial.model}; use xla auto or another model"
+    if trial.xla is True and trial.feeding == "fit":
+        return "xla true: feeding fit is Keras' fit as in classic scripts, never compiled; use feeding auto"
     return None
 
 
-class Range(Section):
-    """Values between two numbers; `log` draws their logarithm evenly."""
+RULES = (
+    frozenset({"loss", "focal_alpha", "class_weights", "oversample"}),
+    frozenset({"warmup_epochs", "epochs"}),
+    frozenset({"plateau_factor", "plateau_patience", "patience"}),
+    frozenset({"model", "xla", "feeding"}),
+)
+"""The fields of each rule that a trial or its backend must keep: combined, so that a search is known to draw
+nothing that breaks one."""
 
-    low: float
-    high: float
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "Range":
-        if not self.low < self.high:
-            raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
-        if self.log and self.low <= 0:
-            raise ValueError(f"low {self.low:g} must be above 0 for a log range")
-        return self
-
-
-Value = bool | int | float | str | list[float] | None
-Values = list[Value] | Range
-SearchSpace = dict[str, Values]
 
 DEFAULT_SPACE: SearchSpace = {
     "model": ["linear", "mean_pool", "bilstm_attention"],
@@ -278,42 +270,6 @@ DEFAULT_SPACE_BY_MODEL: dict[ModelName, SearchSpace] = {
     "tcn": {"depth": [2, 3], "dropout": Range(low=0.1, high=0.4)},
 }
 """What is drawn for trials of one model only, over the space of all."""
-
-
-def is_ignored(field: str, trial: Mapping[str, object]) -> bool:
-    """Whether a trial with these fields never looks at this one, so that there is nothing to draw.
-
-    >>> is_ignored("focal_gamma", {"loss": "cross_entropy"}), is_ignored("focal_gamma", {"loss": "focal"})
-    (True, False)
-    """
-    decider, needed = NEEDS.get(field, (field, None))
-    return needed is not None and trial[decider] not in needed
-
-
-NEEDS: dict[str, tuple[str, tuple[object, ...]]] = {
-    "focal_alpha": ("loss", ("focal",)),
-    "focal_gamma": ("loss", ("focal",)),
-    "weight_decay": ("optimizer", ("adamw",)),
-    "final_share": ("schedule", ("cosine",)),
-    "device_cache_mb": ("feeding", ("auto",)),
-    "width": ("model", tuple(name for name in MODEL_NAMES if name != "linear")),
-    "depth": ("model", tuple(name for name in MODEL_NAMES if name != "linear")),
-}
-"""Fields that only some values of another field look at."""
-
-
-IN_MID_TRAINING = frozenset(
-    {
-        "learning_rate",
-        "weight_decay",
-        "dropout",
-        "label_smoothing",
-        "focal_alpha",
-        "focal_gamma",
-        "clip_norm",
-    }
-)
-"""Fields that can change between two epochs: they shape neither the model nor the optimizer's state."""
 
 
 class SplitConfig(Section):
@@ -340,15 +296,15 @@ class ResourcesConfig(Section):
 class TuneConfig(Command):
     """Feature shards in, the best model and its evidence out: trials on grouped folds, then a report."""
 
-    features: str = "results/features"
+    features: Location = "results/features"
     """Folder that raypipe.extract wrote, or its URI."""
-    results: str = "results"
+    results: Location = "results"
     """Folder or URI that the run's own folder, RESULTS/NAME, is made in; all nodes must see it."""
     zero_fill_failed: bool = False
     """Let videos that failed take part as clips of zeros, as classic scripts do; off: they take no part."""
-    name: str | None = None
+    name: Location | None = None
     """The run is kept in RESULTS/NAME; none: tune, tune-2, and so on."""
-    resume: str | None = None
+    resume: Location | None = None
     """Folder or URI of a run that was stopped, RESULTS/NAME: goes on with its own settings; no other flag but
     --retry-failed."""
     retry_failed: bool = False
@@ -373,12 +329,12 @@ class TuneConfig(Command):
     finished. Such a run cannot be repeated exactly."""
     patience_trials: Count | None = None
     """Trials in a row without a better one before the search ends; none: all are run."""
-    warm_start: str | None = None
+    warm_start: Location | None = None
     """Folder or URI of an earlier run, RESULTS/NAME: its best settings are tried first, up to half of the
     trials."""
     metric: Metric = "auc"
     """What ranks trials, on validation folds."""
-    backend: Literal["tensorflow", "jax"] = "tensorflow"
+    backend: Backend = "tensorflow"
     """What Keras computes with; jax needs raypipe[jax]."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of splits, trials, weights and shuffling."""
@@ -400,43 +356,59 @@ class TuneConfig(Command):
             return content | {"space_by_model": {}}
         return content
 
+    @field_validator("space")
+    @classmethod
+    def _checked_space(cls, space: SearchSpace) -> SearchSpace:
+        return checked(space, "space", TrialConfig)
+
+    @field_validator("space_by_model")
+    @classmethod
+    def _checked_spaces(cls, spaces: dict[ModelName, SearchSpace]) -> dict[ModelName, SearchSpace]:
+        for model, space in spaces.items():
+            if "model" in space:
+                raise wrong(f"space_by_model.{model}.model: the model is drawn from space.model")
+        return {m: checked(space, f"space_by_model.{m}", TrialConfig) for m, space in spaces.items()}
+
     @model_validator(mode="after")
     def _searchable(self) -> "TuneConfig":
-        spaces = {"space": self.space} | {f"space_by_model.{m}": s for m, s in self.space_by_model.items()}
-        for section, space in spaces.items():
+        models = self._models()
+        # The built-in space is for any trial; where this one never looks at a field of it, nobody erred.
+        for name, values in self.space.items():
+            if values != DEFAULT_SPACE.get(name):
+                self._refuse_ignored("space", name, models)
+        for model, space in self.space_by_model.items():
             for name, values in space.items():
-                _check_values(f"{section}.{name}", name, values)
-                if self.search == "grid" and isinstance(values, Range) and self._draws(section, name):
-                    raise ValueError(f"{section}.{name} is a range; search grid needs a list of values")
-            if section != "space" and "model" in space:
-                raise ValueError(f"{section}.model: the model is drawn from space.model")
-        for name in self.space:
-            decider, needed = NEEDS.get(name, (name, None))
-            given = [space[decider] for space in spaces.values() if decider in space]
-            values = [value for part in given for value in ends_of(part)] or [getattr(self.trial, decider)]
-            if needed is not None and not set(values) & set(needed):
-                raise ValueError(
-                    f"space.{name}: {decider} {' or '.join(map(str, values))} never looks at it; "
-                    f"search {decider} too, or leave it out"
-                )
+                if values != DEFAULT_SPACE_BY_MODEL.get(model, {}).get(name):
+                    self._refuse_ignored(f"space_by_model.{model}", name, [model])
+        if self.search == "grid":
+            for model in models:
+                own = self.space_by_model.get(model, {})
+                for name, values in self.space_of(model).items():
+                    if isinstance(values, Range):
+                        place = f"space_by_model.{model}" if name in own else "space"
+                        raise ValueError(f"{place}.{name} is a range; search grid needs a list of values")
         return self
 
-    def _draws(self, place: str, name: str) -> bool:
-        """Whether this part of the space is ever drawn from."""
-        if place == "space":
-            return not all(name in self.space_by_model.get(model, {}) for model in self._models())
-        return place.removeprefix("space_by_model.") in self._models()
+    def _refuse_ignored(self, section: str, name: str, models: Sequence[ModelName]) -> None:
+        """Raises ValueError for a searched field that no trial of these models looks at."""
+        if name == "model" or any(name in self.space_of(model) for model in models):
+            return
+        decider = IGNORED_WITH[name][0]
+        fixed: list[Value] = [getattr(self.trial, decider)]
+        drawn = [value for model in models for value in ends_of(self.space_of(model).get(decider, fixed))]
+        values = " or ".join(map(_said, dict.fromkeys(models if decider == "model" else drawn)))
+        search = "" if decider == "model" and section != "space" else f"search {decider} too, or "
+        raise ValueError(f"{section}.{name}: {decider} {values} never looks at it; {search}leave it out")
 
     def _models(self) -> list[ModelName]:
-        values = self.space.get("model", [self.trial.model])
-        return [] if isinstance(values, Range) else [value for value in values if value in MODEL_NAMES]
+        values = ends_of(self.space.get("model", [self.trial.model]))
+        return [value for value in values if value in MODEL_NAMES]
 
     def space_of(self, model: ModelName) -> SearchSpace:
-        """What is drawn for a trial of this model, itself not included: deciding fields before those that
-        they decide about."""
+        """What is drawn for a trial of this model, itself not included: the fields that some such trial looks
+        at, deciding fields before those that they decide about."""
         space = {k: v for k, v in (self.space | self.space_by_model.get(model, {})).items() if k != "model"}
-        deciders = [decider for decider, _ in NEEDS.values()]
-        return dict(sorted(space.items(), key=lambda item: item[0] not in deciders))
+        return looked_at(space, self.trial.model_dump() | {"model": model})
 
     @model_validator(mode="after")
     def _population(self) -> "TuneConfig":
@@ -466,8 +438,8 @@ class TuneConfig(Command):
         return self
 
     @model_validator(mode="after")
-    def _can_work(self) -> "TuneConfig":
-        """Every trial that the search can draw has fields that go together."""
+    def _backend_can(self) -> "TuneConfig":
+        """Every trial that the search can draw has fields that go together, and with the backend."""
         for trial in self.trials():
             if trial.xla is True and self.backend == "tensorflow" and self.resources.gpus_per_trial > 1:
                 raise ValueError(
@@ -481,52 +453,21 @@ class TuneConfig(Command):
         return self
 
     def trials(self) -> Iterator[TrialConfig]:
-        """The trials at the ends of the search space. Raises ValueError for one that cannot work."""
+        """Trials at the ends of the search space, among them one for each way in which fields that stand in
+        one rule can meet. Raises ValueError for one that cannot work."""
         for model in self._models():
-            space = self.space_of(model)
-            combinations = itertools.product(*map(ends_of, space.values()))
-            for drawn in itertools.islice(combinations, MOST_COMBINATIONS):
-                values = {"model": model, **dict(zip(space, drawn, strict=True))}
+            fixed = self.trial.model_dump() | {"model": model}
+            for drawn in draws_at_ends(self.space_of(model), fixed, RULES):
                 try:
-                    yield TrialConfig.model_validate(self.trial.model_dump() | values)
+                    yield TrialConfig.model_validate(fixed | drawn)
                 except ValidationError as error:
-                    rule = _rule(error.errors()[0])
-                    drawn_here = ", ".join(f"{name} {values[name]}" for name in space if name in rule)
-                    raise ValueError(
-                        f"the space can draw {drawn_here}: {rule}" if drawn_here else rule
-                    ) from None
+                    rule = rule_of(error)
+                    here = ", ".join(f"{name} {_said(v)}" for name, v in drawn.items() if name in rule)
+                    raise ValueError(f"the space can draw {here}: {rule}" if here else rule) from None
 
 
-def _check_values(place: str, name: str, values: Values) -> None:
-    """Raises ValueError for what no trial's field of this name can be."""
-    if name not in TrialConfig.model_fields:
-        raise ValueError(f"{place} is not a field of a trial{_did_you_mean(name, TrialConfig, TrialConfig)}")
-    if values == []:
-        raise ValueError(f"{place} has no values")
-    if isinstance(values, list) and len({repr(value) for value in values}) < len(values):
-        raise ValueError(f"{place} has a value twice")
-    for value in ends_of(values):
-        try:
-            TrialConfig.model_validate({name: value}, strict=False)
-        except ValidationError as error:
-            if _is_of_fields(error):
-                raise ValueError(f"{place}: {value}: {_rule(error.errors()[0])}") from None
-        if isinstance(values, Range) and isinstance(getattr(TrialConfig(), name), bool | str):
-            raise ValueError(f"{place} is no number; give a list of values")
-
-
-MOST_COMBINATIONS = 10_000
-"""Of a large search space, so many combinations are checked before the first trial."""
-
-
-def ends_of(values: Values) -> Sequence[Value]:
-    """Where a searched field could go wrong: every listed value, or both ends of a range."""
-    return [values.low, values.high] if isinstance(values, Range) else values
-
-
-def _is_of_fields(error: ValidationError) -> bool:
-    """Whether a field is wrong by itself, and not the fields together."""
-    return bool(error.errors()[0]["loc"])
+def _said(value: Value) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # --- predict --------------------------------------------------------------------------------------
@@ -535,13 +476,13 @@ def _is_of_fields(error: ValidationError) -> bool:
 class PredictConfig(Command):
     """New videos in, predictions out, by the best model of a tune run. Labels are optional."""
 
-    model: str | None = None
+    model: Location | None = None
     """Folder or URI of a tune run, or of its best/; none: the newest run in results/ that has a model."""
-    input: str | None = None
+    input: Location | None = None
     """Folder (sub-folder = label), manifest (.csv, .parquet, .jsonl), glob or URI; none: sample clips."""
-    output: str = "results/predictions"
+    output: Location = "results/predictions"
     """Folder of the predictions and of their features; running again decodes only what is new."""
-    weights: str | None = None
+    weights: Location | None = None
     """File of weights of the model's backbone, where its features were extracted with --weights."""
     retry_failed: bool = False
     """Take the videos that failed before once more."""
@@ -570,6 +511,9 @@ BEFORE = TrialConfig(
     feeding="fit",
 )
 """The classic script: plain Keras. configs/before.yaml is equal to it."""
+
+BEFORE_ON_JAX = BEFORE.model_copy(update={"xla": "auto", "feeding": "auto"})
+"""The same as far as JAX can: it always compiles, and is not fed by Keras' fit."""
 
 AFTER = TrialConfig(
     model="mean_pool",
@@ -603,15 +547,16 @@ class PricesConfig(Section):
 class CompareConfig(Command):
     """The classic way to train and raypipe's, on the same grouped folds: what each gives and costs."""
 
-    features: str = "results/features"
+    features: Location = "results/features"
     """Folder that raypipe.extract wrote, or its URI."""
-    results: str = "results"
+    results: Location = "results"
     """Folder or URI that the comparison's own folder is made in; all nodes must see it."""
-    name: str | None = None
+    name: Location | None = None
     """The comparison is kept in RESULTS/NAME, where a stopped one goes on; none: compare, compare-2, ..."""
-    before: str | None = None
-    """YAML file whose `trial` is the first way to train; none: the classic one, configs/before.yaml."""
-    after: str | None = None
+    before: Location | None = None
+    """YAML file whose `trial` is the first way to train; none: the classic one, configs/before.yaml (with
+    backend jax: its xla and feeding auto, as JAX always compiles and is not fed by Keras' fit)."""
+    after: Location | None = None
     """YAML file whose `trial` is the second; none: raypipe's, configs/after.yaml."""
     ablate: bool = False
     """Also train the first way with each single change of the second, a column for each."""
@@ -621,137 +566,8 @@ class CompareConfig(Command):
     """Of the splits, and of the first training."""
     at_once: Count = 1
     """Trainings at the same time; more than 1 may slow each other and blur the times."""
-    backend: Literal["tensorflow", "jax"] = "tensorflow"
+    backend: Backend = "tensorflow"
     """What Keras computes with; jax needs raypipe[jax]."""
     splits: SplitConfig = SplitConfig()
     resources: ResourcesConfig = ResourcesConfig()
     prices: PricesConfig = PricesConfig()
-
-
-# --- reading --------------------------------------------------------------------------------------
-
-C = TypeVar("C", bound=Command)
-
-
-def load_config(kind: type[C], arguments: Sequence[str] | None = None, *, prog: str) -> C:
-    """The config for `arguments` (default: the command line), over its YAML file, over the defaults.
-
-    Raises UserError naming file or flag, field, value and rule.
-    """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    file = _flag_value(arguments, "config")
-    default = read_yaml(kind, _file(file)) if file else kind()
-    if isinstance(default, TuneConfig):
-        # A flag fixes a field, so it is no longer searched.
-        def kept(space: SearchSpace) -> SearchSpace:
-            return {k: v for k, v in space.items() if not _has_flag(arguments, k)}
-
-        by_model = {model: kept(space) for model, space in default.space_by_model.items()}
-        default = default.model_copy(update={"space": kept(default.space), "space_by_model": by_model})
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                kind,
-                prog=prog,
-                args=arguments,
-                default=default,
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
-    except SystemExit as stop:
-        if stop.code:
-            raise UserError(_flag_error(said.getvalue(), arguments)) from None
-        raise
-
-
-def _file(given: str) -> Place:
-    return place(given, flag="--config") if is_remote(given) else Path(given)
-
-
-def read_yaml(kind: type[C], path: Place, *, flag: str = "--config") -> C:
-    """The config in a YAML file over the defaults. Raises UserError naming file, field, value, rule."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"{flag} {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if content is not None and not isinstance(content, dict):
-        raise UserError(f"{path}: must be a mapping of fields to values")
-    try:
-        return kind.model_validate(content or {})
-    except ValidationError as error:
-        raise UserError(f"{path}: {_first_error(kind, error)}") from None
-
-
-def write_yaml(config: Command, path: Place) -> None:
-    """The resolved config beside the results, as `--config` reads it."""
-    path.write_text(yaml.safe_dump(config.model_dump(exclude={"config"}, mode="json"), sort_keys=False))
-
-
-def _first_error(kind: type[BaseModel], error: ValidationError) -> str:
-    # Of a union's errors, those of the member that was meant: a mapping means a Range.
-    meant = [e for e in error.errors() if not (isinstance(e["input"], dict) and "list[" in str(e["loc"]))]
-    first = (meant or error.errors())[0]
-    field = ".".join(str(part) for part in first["loc"] if "[" not in str(part) and part != "Range")
-    if first["type"] == "extra_forbidden":
-        *parents, name = (str(part) for part in first["loc"])
-        section: Any = kind
-        if parents:
-            section = Range if parents[0].startswith("space") else kind.model_fields[parents[0]].annotation
-        return f"{field} is not a field{_did_you_mean(name, section, kind)}"
-    if not field:
-        return _rule(first)
-    return f"{field} = {first['input']!r}: {_rule(first)}"
-
-
-def _rule(error: Any) -> str:
-    """pydantic's own words: "Input should be greater than 0" -> "must be greater than 0"."""
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return re.sub(r"^Input should be( a)?", r"must be\1", message)
-
-
-def _did_you_mean(name: str, section: type[BaseModel], command: type[BaseModel]) -> str:
-    if name in command.model_fields:
-        return "; it belongs outside of any section"
-    for owner, field in command.model_fields.items():
-        if _is_section(field.annotation) and name in field.annotation.model_fields:  # type: ignore[union-attr]
-            return f"; it belongs under {owner}:"
-    near = difflib.get_close_matches(name, list(section.model_fields), 1)
-    return f"; did you mean {near[0]}?" if near else f"; fields are: {', '.join(section.model_fields)}"
-
-
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Section)
-
-
-def _flag_value(arguments: Sequence[str], field: str) -> str | None:
-    """The last value given, as the parser takes it."""
-    given = None
-    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
-        if _has_flag([argument], field):
-            given = argument.split("=", 1)[1] if "=" in argument else following
-    return given
-
-
-def _has_flag(arguments: Sequence[str], field: str) -> bool:
-    names = {f"--{field}", f"--{field.replace('_', '-')}"}
-    return any(argument.split("=", 1)[0] in names for argument in arguments)
-
-
-def _flag_error(text: str, arguments: Sequence[str]) -> str:
-    """The command-line parser's boxed error as one sentence."""
-    lines = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
-    rules = [i for i, line in enumerate(lines) if line and set(line) == {"─"}]
-    words = " ".join(" ".join(lines[: rules[0]] if rules else lines).split())
-    together = re.search(r"validation errors? for \w+ Value error, (.*?) \[type=", words)
-    if together:
-        return together[1]
-    value_error = re.search(r"validation errors? for \w+ (\S+) (.*?) \[type=", words)
-    if value_error:
-        path, rule = value_error[1].split("."), value_error[2]
-        field = next((part for part in path if _has_flag(arguments, part)), path[-1])
-        flag, value = f"--{field.replace('_', '-')}", _flag_value(arguments, field)
-        return f"{flag}{'' if value is None else ' ' + value}: {_rule({'msg': rule})}"
-    near = re.search(r"Perhaps you meant: *(--\S+)", " ".join(" ".join(lines).split()))
-    return words.rstrip(".") + (f"; did you mean {near[1]}?" if near else "")

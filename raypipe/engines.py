@@ -13,12 +13,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.config import RECURRENT, TrialConfig
+from raypipe.config import RECURRENT, Backend, TrialConfig
 from raypipe.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from raypipe.schedules import WarmupCosinePlateau
 
-Backend = Literal["tensorflow", "jax"]
 State = list[NDArray[Any]]
 
 

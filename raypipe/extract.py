@@ -26,8 +26,6 @@ from raypipe.config import (
     ExtractConfig,
     LimitsConfig,
     SamplingConfig,
-    load_config,
-    write_yaml,
 )
 from raypipe.console import duration, run_command, shown_path
 from raypipe.errors import RunFailed, UserError
@@ -46,6 +44,7 @@ from raypipe.outcomes import (
 )
 from raypipe.plan import Plan, plan_run
 from raypipe.progress import Progress, Reporter, Tally, stalled_line
+from raypipe.reading import load_config, write_yaml
 from raypipe.schema import ROW_SCHEMA, FeatureSpec
 from raypipe.store import FeatureStore
 from raypipe.videos import Listing, Video, list_videos, local_path
@@ -79,7 +78,7 @@ def main(config: ExtractConfig, listing: Listing | None = None) -> dict[str, Any
     if config.failures:
         return show_failures(store)
     backbone = backbone_of(config, store)
-    listing = listing or list_videos(config.input or sample_videos())
+    listing = listing or list_videos(sample_videos() if config.input is None else config.input)
     if listing.ignored:
         LOG.info("%d other files there are not videos by name", listing.ignored)
     if not any(video.label for video in listing.videos):

@@ -11,9 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from raypipe.config import IN_MID_TRAINING, Range, TrialConfig, TuneConfig, Value, Values, is_ignored
+from raypipe.config import TrialConfig, TuneConfig
 from raypipe.results import Leg, TrialResult
 from raypipe.search import random_value
+from raypipe.space import IN_MID_TRAINING, Range, Value, Values, is_ignored
 
 QUANTILE = 0.25
 """Share of the trials that takes over, and share that it takes over from."""

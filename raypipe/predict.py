@@ -30,8 +30,6 @@ from raypipe.config import (
     ExtractConfig,
     PredictConfig,
     SamplingConfig,
-    load_config,
-    write_yaml,
 )
 from raypipe.console import duration, run_command, shown_path
 from raypipe.errors import RunFailed, UserError
@@ -39,6 +37,7 @@ from raypipe.evidence import versions
 from raypipe.files import write_atomically, write_json
 from raypipe.metrics import evaluate
 from raypipe.outcomes import CLIP_COLUMNS, few
+from raypipe.reading import load_config, write_yaml
 from raypipe.saved_model import SavedModel, find_model, open_model
 from raypipe.shards import features_array
 from raypipe.storage import Place, is_remote, place
@@ -56,7 +55,8 @@ def main(config: PredictConfig) -> dict[str, Any]:
     started_s = time.monotonic()
     model = open_model(find_model(config.model, results=Path("results")))
     LOG.info("model: %s, classes %s", shown_path(model.folder), ", ".join(model.classes))
-    config = config.model_copy(update={"input": config.input or extract.sample_videos()})
+    if config.input is None:
+        config = config.model_copy(update={"input": extract.sample_videos()})
     extraction = extraction_of(config, model)
     refuse_other_features(model, extraction)
     listing = list_videos(str(config.input))

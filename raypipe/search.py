@@ -12,17 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raypipe.config import (
-    MODEL_NAMES,
-    Range,
-    TrialConfig,
-    TuneConfig,
-    Value,
-    Values,
-    ends_of,
-    is_ignored,
-)
+from raypipe.config import MODEL_NAMES, TrialConfig, TuneConfig
 from raypipe.results import Setting, TrialResult, leaderboard
+from raypipe.space import Range, Value, Values, ends_of, is_ignored
 
 if TYPE_CHECKING:
     import optuna
@@ -220,8 +212,10 @@ def warm_settings(config: TuneConfig, earlier: Sequence[TrialResult]) -> list[Tr
         if model not in MODEL_NAMES or not _could_draw(config.space.get("model", [model]), model):
             continue
         space = config.space_of(model)
-        drawn: dict[str, Setting] = {name: trial.config.get(name) for name in space}
-        if all(_could_draw(values, drawn[name]) for name, values in space.items()):
+        shared = {name: trial.config[name] for name in space if name in trial.config}
+        settled = config.trial.model_dump() | {"model": model} | shared
+        drawn: dict[str, Setting] = {n: settled[n] for n in space if not is_ignored(n, settled)}
+        if all(_could_draw(space[name], value) for name, value in drawn.items()):
             settings = with_drawn(config, {"model": model, **drawn})
             found.setdefault(repr(settings), settings)
     return list(found.values())[: max(1, config.num_samples // 2)]

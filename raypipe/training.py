@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.checkpoints import TrialState, save_models
-from raypipe.config import TrialConfig
-from raypipe.engines import Backend, Engine, State, TrainingData, open_engine
+from raypipe.config import Backend, TrialConfig
+from raypipe.engines import Engine, State, TrainingData, open_engine
 from raypipe.splits import Splits
 from raypipe.telemetry import GpuMeter
 from raypipe.trial import (

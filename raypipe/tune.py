@@ -37,7 +37,7 @@ from raypipe.cluster import (
     name_process,
     outlive_memory_monitor,
 )
-from raypipe.config import Range, TrialConfig, TuneConfig, load_config, read_yaml, write_yaml
+from raypipe.config import TrialConfig, TuneConfig
 from raypipe.console import LiveLine, duration, resume_command, run_command, shown_path
 from raypipe.dataset import check_trial, class_counts, data_digest, load_dataset, split_dataset
 from raypipe.engines import refuse_missing
@@ -55,11 +55,13 @@ from raypipe.files import read_array, write_array, write_atomically, write_json
 from raypipe.leaderboard import Leaderboard, pending_trial, read_trial, read_trials, with_epoch
 from raypipe.lease import only_writer
 from raypipe.mirror import borrowed, mirrored
+from raypipe.reading import load_config, read_yaml, write_yaml
 from raypipe.report import write_report
 from raypipe.results import BestResult, EpochResult, TrialResult, trial_as_json
 from raypipe.run import FAILED_FILE, Run
 from raypipe.scratch import scratch
 from raypipe.search import warm_settings
+from raypipe.space import Range
 from raypipe.steering import RETRIES, TIME_UP, Assignment, Steering
 from raypipe.storage import Place, StorageError, place
 from raypipe.store import FeatureStore

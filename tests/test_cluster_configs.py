@@ -191,7 +191,8 @@ def test_pods_ask_for_the_token_which_is_a_secret(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["raypipe-extract", "raypipe-tune"])
 def test_the_entry_point_is_a_command_with_flags_that_it_has(name: str) -> None:
-    from raypipe.config import ExtractConfig, TuneConfig, load_config
+    from raypipe.config import ExtractConfig, TuneConfig
+    from raypipe.reading import load_config
 
     python, minus_m, module, *flags = JOBS[name]["spec"]["entrypoint"].split()
     kind = {"raypipe.extract": ExtractConfig, "raypipe.tune": TuneConfig}[module]

@@ -9,14 +9,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from features import make_store
 from s3 import Bucket
 
-from raypipe.compare import CHANGES, ablations, read_run, run_figures, run_folder, ways_of, write_run
+from raypipe.cluster import Claim
+from raypipe.compare import (
+    CHANGES,
+    NO_XLA_COLUMN,
+    ablations,
+    notes,
+    read_run,
+    run_figures,
+    run_folder,
+    ways_of,
+    write_run,
+)
 from raypipe.comparison import RunFigures
-from raypipe.config import AFTER, BEFORE, CompareConfig, PricesConfig, TrialConfig, write_yaml
+from raypipe.config import AFTER, BEFORE, CompareConfig, PricesConfig, ResourcesConfig, TrialConfig
 from raypipe.dataset import load_dataset, split_dataset
 from raypipe.errors import UserError
+from raypipe.reading import write_yaml
 from raypipe.splits import TEST, Splits
 from raypipe.storage import RemotePath
 from raypipe.telemetry import GpuFigures
@@ -42,6 +55,40 @@ def test_the_columns_are_before_each_single_change_and_after():
     assert list(ways_of(CompareConfig())) == ["before", "after"]
 
 
+def test_xla_has_a_column_where_it_makes_a_difference(caplog):
+    """Keras' fit is not compiled, so over it XLA would measure nothing."""
+    caplog.set_level("INFO", "raypipe")
+    assert "XLA" not in ways_of(CompareConfig(ablate=True)) and NO_XLA_COLUMN in caplog.text
+    fed = BEFORE.model_copy(update={"feeding": "device"})
+    assert ablations(fed, AFTER)["XLA"] == fed.model_copy(update={"xla": "auto"})
+    claim = Claim(cpus=1, gpus=0, replicas=2)
+    for before, said in [(BEFORE, True), (fed, False)]:
+        noted = notes(CompareConfig(ablate=True), {"before": before, "after": AFTER}, claim, 0)
+        assert (NO_XLA_COLUMN in noted) == said
+
+
+def test_jax_has_a_before_that_it_can_train():
+    ways = ways_of(CompareConfig(backend="jax", ablate=True))
+    assert ways["before"] == BEFORE.model_copy(update={"xla": "auto", "feeding": "auto"})
+    assert {"model", "loss"} <= ways.keys() and not {"XLA", "feeding"} & ways.keys()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "trial: {optimizer: adam}",
+        "trial: {model: tcn, xla: true}",
+        "trial: {model: gru}\nspace: {batch_size: [33]}\nscheduler: pbt",
+    ],
+)
+def test_a_way_to_train_is_the_trial_of_a_file_and_nothing_else(tmp_path, content):
+    """No space is drawn from, not even the built-in one."""
+    file = tmp_path / "before.yaml"
+    file.write_text(content)
+    config = CompareConfig(before=str(file), resources=ResourcesConfig(gpus_per_trial=1))
+    assert ways_of(config)["before"] == TrialConfig.model_validate(yaml.safe_load(content)["trial"])
+
+
 def test_a_change_that_cannot_stand_alone_is_refused():
     before = BEFORE.model_copy(update={"class_weights": True})
     after = TrialConfig(class_weights=False, oversample=True)
@@ -53,10 +100,18 @@ def test_a_change_that_cannot_stand_alone_is_refused():
     ("content", "said"),
     [
         ("trial: {widht: 8}", r"after.yaml: trial.widht is not a field; did you mean width?"),
+        ("trail: {width: 8}", "after.yaml: trail is not a field; did you mean trial?"),
+        ("width: 8", "after.yaml: width is not a field; it belongs under trial:"),
+        ("num_samples: 3", "after.yaml: has no `trial`, the way to train"),
+        ("trial: 3", "after.yaml: trial = 3: must be a mapping"),
         ("trial: {batch_size: 33}\nspace: {}", "--batch-size 33 does not divide by --gpus-per-trial 2"),
         (
             "trial: {model: tcn, xla: true}\nresources: {gpus_per_trial: 1}\nspace: {}",
             "after: xla cannot compile",
+        ),
+        (
+            "trial: {model: tcn, xla: true, feeding: fit}",
+            "after.yaml: trial = {'model': 'tcn', 'xla': True, 'feeding': 'fit'}: xla true: feeding fit is",
         ),
     ],
 )

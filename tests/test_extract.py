@@ -13,10 +13,11 @@ from networks import onnx_model
 from runs import Run, extract, object_store, one_ray, write_videos
 
 from raypipe.backbones import load_backbone
-from raypipe.config import EmbeddingConfig, ExtractConfig, LimitsConfig, SamplingConfig, read_yaml
+from raypipe.config import EmbeddingConfig, ExtractConfig, LimitsConfig, SamplingConfig
 from raypipe.decode import ClipRequest, decode_clips
 from raypipe.errors import RunFailed, UserError
 from raypipe.extract import gpus_for, main
+from raypipe.reading import read_yaml
 from raypipe.shards import features_array
 from raypipe.store import FeatureStore
 

@@ -13,7 +13,9 @@ from features import make_store
 from nodes import Command, Node, Nodes, started_nodes
 from runs import FLAGS, ids, write_videos
 
-from raypipe.config import Range, TrialConfig, TuneConfig, write_yaml
+from raypipe.config import TrialConfig, TuneConfig
+from raypipe.reading import write_yaml
+from raypipe.space import Range
 from raypipe.store import FeatureStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from raypipe.cluster import Claim
-from raypipe.config import IN_MID_TRAINING, Range, TrialConfig, TuneConfig
+from raypipe.config import TrialConfig, TuneConfig
 from raypipe.files import write_json
 from raypipe.leaderboard import Leaderboard, pending_trial
 from raypipe.population import changed, next_round, rounds, source_of
 from raypipe.results import EpochResult, TrialResult, trial_as_json
 from raypipe.run import Run
+from raypipe.space import IN_MID_TRAINING, Range
 from raypipe.steering import Assignment, Steering
 
 SPACE = {

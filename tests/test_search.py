@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raypipe.config import Range, TrialConfig, TuneConfig
+from raypipe.config import TrialConfig, TuneConfig
 from raypipe.leaderboard import pending_trial
 from raypipe.results import EpochResult, TrialResult
 from raypipe.search import bars, draw, grid, known_to, out_of_patience, score_at, warm_settings
+from raypipe.space import Range
 
 SPACE = {
     "model": ["mean_pool", "tcn"],
@@ -77,6 +78,15 @@ def test_tpe_learns_from_the_trials_before():
     assert np.mean(far[25:]) < 0.6 * np.mean(far[:10])
 
 
+def test_a_space_as_people_write_it_is_searched_by_tpe():
+    """YAML has 0 for a field of fractions and 32.0 for a whole number; a trial has 0.0 and 32."""
+    space = {"dropout": [0, 0.3], "weight_decay": [0, 0.1, 1], "batch_size": [16.0, 32], "focal_alpha": [1]}
+    config = TuneConfig(trial={"loss": "focal"}, space=space | {"focal_alpha": [None, [1, 2]]})
+    trials = drawn(config, 5)
+    assert {trial.dropout for trial in trials} <= {0.0, 0.3} and {t.batch_size for t in trials} <= {16, 32}
+    assert all(trial.focal_alpha in (None, [1.0, 2.0]) for trial in trials)
+
+
 def test_a_grid_is_every_combination_once():
     space = {"width": [8, 16], "loss": ["focal", "cross_entropy"], "focal_gamma": [1.0, 2.0]}
     config = TuneConfig(trial={"model": "mean_pool"}, space=space, space_by_model={}, search="grid")
@@ -84,6 +94,14 @@ def test_a_grid_is_every_combination_once():
     seen = Counter((trial.width, trial.loss, trial.focal_gamma) for trial in trials)
     assert len(trials) == 6 and set(seen.values()) == {1}, "gamma is not gone through without focal loss"
     assert [draw(config, number, [], known=0) for number in range(1, 8)] == [*trials, None]
+
+
+def test_what_an_earlier_trial_never_looked_at_need_not_be_in_the_space():
+    config = CONFIG.model_copy(update={"space": SPACE | {"focal_gamma": [1.0, 3.0]}})
+    trial = TrialConfig(model="mean_pool", width=8, epochs=7, clip_norm=None)
+    assert trial.focal_gamma == 2.0 and warm_settings(config, [ended(trial, 1, 0.7)]) == [trial]
+    focal = trial.model_copy(update={"loss": "focal"})
+    assert warm_settings(config, [ended(focal, 1, 0.7)]) == []
 
 
 def test_an_earlier_run_goes_first_where_this_one_could_have_drawn_it():

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from raypipe.cluster import Claim
-from raypipe.config import Range, TrialConfig, TuneConfig
+from raypipe.config import TrialConfig, TuneConfig
 from raypipe.leaderboard import Leaderboard, pending_trial
 from raypipe.results import EpochResult
 from raypipe.run import Run
+from raypipe.space import Range
 from raypipe.steering import RETRIES, Assignment, Steering
 
 SPACE = {"width": [8, 16, 32], "learning_rate": Range(low=1e-4, high=1e-2, log=True)}

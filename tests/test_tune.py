@@ -19,9 +19,10 @@ import pytest
 from features import SPEC, make_store
 from s3 import Bucket
 
-from raypipe.config import Range, SplitConfig, TrialConfig, TuneConfig
+from raypipe.config import SplitConfig, TrialConfig, TuneConfig
 from raypipe.dataset import load_dataset, split_dataset
 from raypipe.errors import UserError
+from raypipe.space import Range
 from raypipe.storage import RemotePath
 from raypipe.store import FeatureStore
 from raypipe.tune import begin, begun, check_search, new_run_folder

@@ -20,7 +20,8 @@ from disks import mount, small_disk
 from features import make_store
 from s3 import ACCESS_KEY, SECRET_KEY, Bucket, proxy
 
-from raypipe.config import Range, TrialConfig, TuneConfig
+from raypipe.config import TrialConfig, TuneConfig
+from raypipe.space import Range
 from raypipe.storage import Place, RemotePath
 
 pytestmark = pytest.mark.timeout(600)  # several searches, on machines that may be busy
