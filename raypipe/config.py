@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from raypipe.sampling import Policy
 from raypipe.section import Section, rule_of
 from raypipe.space import (
     IGNORED_WITH,
@@ -47,7 +48,7 @@ class SamplingConfig(Section):
 
     frames: Annotated[int, Field(ge=1, le=1024)] = 16
     """T, frames per clip."""
-    policy: Literal["uniform", "middle", "fps", "keyframes"] = "uniform"
+    policy: Policy = "uniform"
     """uniform: spread evenly, from first to last. middle: the middle one of each of T equal parts. fps:
     --sample-fps a second from the start, T at most. keyframes: those nearest to uniform's, which long files
     give fastest; a clip without any is sampled as by uniform."""
@@ -120,7 +121,7 @@ class ExtractConfig(Command):
     max_failed: Annotated[float, Field(ge=0)] = 0.5
     """More failed videos than this end with status 1; below 1 a share of all videos, else a count."""
     shard_rows: Count = 64
-    """Clips per Parquet shard; the most that a killed run has to do again per worker."""
+    """Clips per Parquet shard."""
     cpus: Annotated[int, Field(ge=1)] | None = None
     """CPU cores to use; none: all that the cluster has."""
     sampling: SamplingConfig = SamplingConfig()
