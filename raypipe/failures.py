@@ -1,13 +1,15 @@
-"""Why a trial failed: its code, the memory, the disk, the storage, or somebody killed its process."""
+"""Why a trial failed: its code, its numbers, the memory, the disk, the storage, or a killed process."""
 
 import errno
+import re
 import traceback
 from collections.abc import Iterator
 from typing import Literal
 
+from raypipe.errors import Diverged
 from raypipe.storage import StorageError
 
-Reason = Literal["error", "out_of_memory", "killed", "disk_full", "storage"]
+Reason = Literal["error", "diverged", "out_of_memory", "killed", "disk_full", "storage"]
 
 NO_FAULT_OF_A_TRIAL = ("disk_full", "storage")
 """The search stops, and such a trial goes on when there is room, or when the storage answers."""
@@ -21,6 +23,8 @@ FULL_WORDS = ("No space left on device", "Disk quota exceeded")
 def failure_of(error: BaseException) -> tuple[Reason, str]:
     """The reason, and one sentence, of an error that a trial raised in its process."""
     said = sentence_of("".join(traceback.format_exception_only(error)))
+    if isinstance(error, Diverged):
+        return "diverged", said
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
         # TensorFlow's, for GPUs as for the host; it is not imported here.
         return "out_of_memory", f"{said} (a smaller batch_size, width or depth needs less)"
@@ -71,4 +75,4 @@ def behind(error: BaseException | None) -> Iterator[BaseException]:
 def sentence_of(text: str) -> str:
     """The last line of an error, which says what went wrong."""
     lines = text.strip().splitlines()
-    return lines[-1].strip().removeprefix("raypipe.errors.RunFailed: ") if lines else "unknown error"
+    return re.sub(r"^raypipe\.errors\.\w+: ", "", lines[-1].strip()) if lines else "unknown error"

@@ -65,8 +65,8 @@ class TrialResult:
     message: str = ""
     score_interval: Interval = UNKNOWN
     reason: str = ""
-    """Of a failed trial: error, out_of_memory, killed or disk_full; of one cut short, why. `message` has the
-    words."""
+    """Of a failed trial: error, diverged, out_of_memory, killed or disk_full; of one cut short, why.
+    `message` has the words."""
     startup_s: float = math.nan
     """Seconds from the start of the trial in its process to its first step of training."""
     earlier: tuple[Leg, ...] = ()

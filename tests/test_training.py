@@ -13,7 +13,10 @@ import h5py
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from train_trial import CONFIG
+from train_trial import CONFIG, clips
+
+from raypipe.errors import Diverged
+from raypipe.training import refuse_diverged
 
 pytestmark = pytest.mark.timeout(900)  # starts several processes, on machines that may be busy
 SCRIPT = Path(__file__).with_name("train_trial.py")
@@ -128,3 +131,33 @@ def test_the_best_checkpoint_is_of_the_best_epoch(trials):
         one, other = (weights(trials[0] / "checkpoints" / f"fold-1-{name}.keras") for name in names)
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])
+
+
+# --- a model whose answers are no numbers any more ------------------------------------------------------
+
+BROKEN = """
+import sys
+from pathlib import Path
+import train_trial
+broken = train_trial.clips()
+broken.features[5] = float("inf")
+train_trial.clips = lambda: broken
+train_trial.main(Path(sys.argv[1]))
+"""
+
+
+def test_a_fold_that_diverges_ends_the_trial(tmp_path):
+    command = [sys.executable, "-c", BROKEN, tmp_path]
+    said = subprocess.run(command, cwd=SCRIPT.parent, capture_output=True, text=True).stderr
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("raypipe.errors.Diverged: fold 1 diverged in epoch 1: the features of clip5.mp4")
+    assert not (tmp_path / "history.csv").exists(), "no epoch counts in which a fold is missing"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_divergence_says_what_to_change(bad):
+    answers = np.full((4, 2), 0.5, np.float32)
+    refuse_diverged(answers, clips(), what="fold 3", epoch=7)
+    answers[2, 1] = bad
+    with pytest.raises(Diverged, match=r"^fold 3 diverged in epoch 7: a lower learning_rate"):
+        refuse_diverged(answers, clips(), what="fold 3", epoch=7)

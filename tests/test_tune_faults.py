@@ -177,6 +177,22 @@ def test_a_trial_that_needs_too_much_memory_is_recorded_and_the_others_go_on(tmp
     assert (tmp_path / "results/tune/trials/trial-2/error.txt").read_text().startswith("Traceback")
 
 
+def test_a_trial_that_diverges_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
+    make_store(tmp_path / "features")
+    # Deep, in float16: with steps of 1 the activations overflow within a few epochs.
+    trial = TrialConfig(model="mean_pool", width=64, depth=6, epochs=6, precision="mixed_float16")
+    space = {"learning_rate": [1e-3, 1.0]}
+    said = finish(
+        tmp_path,
+        CONFIG.model_copy(update={"search": "grid", "space": space, "num_samples": 2, "trial": trial}),
+    )
+    done, failed = board_of(tmp_path)
+    assert (done["status"], done["trial"]) == ("done", "1")
+    assert (failed["status"], failed["reason"]) == ("failed", "diverged")
+    assert "trial 2 failed (diverged): fold " in said and "a lower learning_rate" in said
+    assert "Traceback" not in said
+
+
 @pytest.mark.slow
 def test_trials_that_failed_are_trained_once_more_where_asked(tmp_path: Path) -> None:
     make_store(tmp_path / "features")
