@@ -14,7 +14,7 @@ from raypipe.config import SplitConfig, TrialConfig
 from raypipe.errors import UserError
 from raypipe.feature_map import FeatureSource
 from raypipe.files import write_json
-from raypipe.splits import TEST, Splits, assign_groups, check_classes, given_splits
+from raypipe.splits import TEST, Splits, assign_groups, check_sides, given_splits
 from raypipe.store import FeatureStore
 from raypipe.trial import ClipSet
 
@@ -102,7 +102,7 @@ def split_dataset(dataset: Dataset, config: SplitConfig, *, seed: int, store: Fe
         raise UserError(f"--features {store.path}: all clips have the label {names[0]!r}; two are needed")
     if any(dataset.splits):
         splits = given_splits(dataset.splits)
-        check_classes(dataset.clips.labels, names, splits)
+        check_sides(dataset.clips.labels, names, splits)
         return splits
     labels = [names[number] for number in dataset.clips.labels]
     # Random: as if each clip were a source of its own.
@@ -115,7 +115,7 @@ def split_dataset(dataset: Dataset, config: SplitConfig, *, seed: int, store: Fe
         groups, labels, folds=config.folds, test_share=config.test_share, seed=seed, kept=kept
     )
     splits = Splits(np.array([sides[group] for group in groups], np.int64), config.folds)
-    check_classes(dataset.clips.labels, names, splits)
+    check_sides(dataset.clips.labels, names, splits, tested=config.test_share > 0)
     if kept | sides != kept:
         path.parent.mkdir(exist_ok=True)
         write_json(path, dict(sorted((kept | sides).items())))

@@ -2,8 +2,8 @@
 
 A side is a number: TEST, or the validation fold 0..K-1; ALWAYS_TRAIN where a manifest's `split` column
 says so. Groups are placed one after the other where their classes are missed most, larger ones first;
-the seed decides between equal choices. What was decided once is kept (`splits.json` beside the
-features), so a group never moves when others are added.
+the seed decides between equal choices. The last groups go where there is none yet. What was decided once
+is kept (`splits/` beside the features), so a group never moves when others are added.
 """
 
 import hashlib
@@ -79,6 +79,9 @@ def assign_groups(
     for name in sorted(rest, key=lambda name: (-counts[name].sum(), _draw(seed, name))):
         # How much of what each side still misses, class by class, this group would bring.
         gain = ((target - placed) / target * counts[name]).sum(axis=1)
+        empty = placed.sum(axis=1) == 0
+        if empty.sum() >= len(names) - len(assigned):  # as many as there are groups left
+            gain = np.where(empty, gain, -np.inf)
         best = np.flatnonzero(np.isclose(gain, gain.max()))
         choice = min(best, key=lambda i: _draw(seed, f"{name}/{i}"))
         placed[choice] += counts[name]
@@ -105,16 +108,29 @@ def given_splits(splits: Sequence[str | None]) -> Splits:
     return Splits(sides, folds=1)
 
 
-def check_classes(labels: NDArray[np.int64], class_names: Sequence[str], splits: Splits) -> None:
-    """Raises UserError where some fold would train without a class."""
+def check_sides(
+    labels: NDArray[np.int64], class_names: Sequence[str], splits: Splits, *, tested: bool = False
+) -> None:
+    """Raises UserError where a fold would validate nothing or train without a class, or where with `tested`
+    the test side is empty."""
     if len(class_names) < 2:
         raise UserError(
             f"all clips have the label {class_names[0]!r}: a classifier needs at least two classes"
         )
+    if tested and not len(splits.test):
+        raise UserError(
+            "no clip is left on the test side: the groups that it was dealt have gone; "
+            "give --test-share 0 or another --seed, which deals the sides anew, or add videos"
+        )
     for fold in range(splits.folds):
-        train, _ = splits.fold(fold)
+        train, validation = splits.fold(fold)
+        if not len(validation):
+            raise UserError(
+                f"fold {fold + 1} has no clips to validate on: the groups that it was dealt have gone; "
+                "give fewer --folds, which deals the sides anew, or add videos"
+            )
         for number in sorted(set(range(len(class_names))) - set(labels[train].tolist())):
             raise UserError(
-                f"class {class_names[number]!r} has too few groups: fold {fold} would train without it; "
+                f"class {class_names[number]!r} has too few groups: fold {fold + 1} would train without it; "
                 "add videos of it from other sources, or lower --folds"
             )
