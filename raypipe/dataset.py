@@ -15,6 +15,7 @@ from raypipe.errors import UserError
 from raypipe.feature_map import FeatureSource
 from raypipe.files import write_json
 from raypipe.splits import TEST, Splits, assign_groups, check_sides, given_splits
+from raypipe.storage import Place
 from raypipe.store import FeatureStore
 from raypipe.trial import ClipSet
 
@@ -110,16 +111,41 @@ def split_dataset(dataset: Dataset, config: SplitConfig, *, seed: int, store: Fe
     # Kept beside the features: all runs over them share their sides, and no group moves later.
     dealt = "-random" if config.protocol == "random" else ""
     path = store.path / "splits" / f"seed{seed}-folds{config.folds}-test{config.test_share:g}{dealt}.json"
-    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept = kept_sides(path)
     sides = assign_groups(
         groups, labels, folds=config.folds, test_share=config.test_share, seed=seed, kept=kept
     )
     splits = Splits(np.array([sides[group] for group in groups], np.int64), config.folds)
     check_sides(dataset.clips.labels, names, splits, tested=config.test_share > 0)
     if kept | sides != kept:
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, dict(sorted((kept | sides).items())))
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, dict(sorted((kept | sides).items())))
+        except OSError as error:
+            raise UserError(
+                f"{path}: the sides of the groups cannot be kept: {error.strerror or error}; they lie beside "
+                "the features, so that no group moves later: make that folder writable, or copy the features"
+            ) from None
     return splits
+
+
+def kept_sides(path: Place) -> dict[str, int]:
+    """The side of each group as it was decided before; empty where nothing was. Raises UserError."""
+    if not path.exists():
+        return {}
+    try:
+        kept = json.loads(path.read_text())
+        whole = isinstance(kept, dict) and all(type(side) is int for side in kept.values())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}; make it readable") from None
+    except ValueError:  # neither JSON nor text
+        whole = False
+    if not whole:
+        raise UserError(
+            f"{path}: is damaged; it says on which side each group stands: restore it from a copy, "
+            "or remove it, and the groups are dealt anew"
+        )
+    return dict(kept)
 
 
 def deal_at_random(dataset: Dataset, splits: Splits, *, seed: int) -> Splits:

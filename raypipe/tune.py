@@ -89,12 +89,12 @@ def main(config: TuneConfig) -> Place:
     elif retry:
         raise UserError("--retry-failed: goes with --resume results/NAME, the run whose trials failed")
     store = FeatureStore(config.features)
-    dataset = load_dataset(store, zero_fill=config.zero_fill_failed)
-    splits = split_dataset(dataset, config.splits, seed=config.seed, store=store)
     check_search(config)
+    dataset = load_dataset(store, zero_fill=config.zero_fill_failed)
     for trial in config.trials():
         check_trial(dataset.clips, trial)
     first = warm_settings(config, earlier_trials(config.warm_start)) if config.warm_start else []
+    splits = split_dataset(dataset, config.splits, seed=config.seed, store=store)  # kept from here on
     goes_on = folder is not None
     folder = folder or new_run_folder(place(config.results, flag="--results"), config.name)
     for name, train, test, groups in class_counts(dataset, splits):

@@ -63,6 +63,28 @@ def test_sides_are_kept_beside_the_features(tmp_path):
     assert (first.sides != second.sides).any(), "what was decided once is read, not decided again"
 
 
+@pytest.mark.parametrize("content", ['{"g1": ', '["g1"]', '{"g1": "test"}', "\x00\xff"])
+def test_a_damaged_file_of_sides_is_refused_by_name(tmp_path, content):
+    store = make_store(tmp_path)
+    dataset = load_dataset(store)
+    split_dataset(dataset, SplitConfig(), seed=0, store=store)
+    (file,) = (tmp_path / "splits").iterdir()
+    file.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=rf"{file}: is damaged; .* remove it, and the groups are dealt anew"):
+        split_dataset(dataset, SplitConfig(), seed=0, store=store)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(UserError, match=rf"{file}: cannot be read: Is a directory"):
+        split_dataset(dataset, SplitConfig(), seed=0, store=store)
+
+
+def test_sides_that_cannot_be_kept_are_a_sentence(tmp_path):
+    store = make_store(tmp_path)
+    (tmp_path / "splits").touch()  # as little to be written in as a folder on a read-only disk
+    with pytest.raises(UserError, match=r"the sides of the groups cannot be kept: .*make that folder"):
+        split_dataset(load_dataset(store), SplitConfig(), seed=0, store=store)
+
+
 def test_the_manifests_split_wins(tmp_path):
     store = make_store(tmp_path, splits=("train",) * 4 + ("val",) * 4 + ("test",))
     splits = split_dataset(load_dataset(store), SplitConfig(), seed=0, store=store)

@@ -91,6 +91,13 @@ def test_wrong_use_is_one_sentence_and_status_2(tmp_path, arguments, sentence):
     assert not (tmp_path / "results").exists(), "nothing was begun"
 
 
+def test_what_no_trial_can_train_with_is_refused_before_anything_is_written(tmp_path):
+    make_store(tmp_path / "features")
+    run = run_tune(tmp_path, "--features", "features", "--batch-size", "33")
+    assert run.returncode == 2 and run.stderr.startswith("error: --batch-size 33 does not divide")
+    assert not (tmp_path / "features" / "splits").exists() and not (tmp_path / "results").exists()
+
+
 # `tune` for real, on a cluster that says it has four GPUs.
 FOUR_GPUS = """
 import contextlib, sys, threading, time, ray
