@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 import traceback
@@ -75,6 +76,7 @@ LOG = logging.getLogger("raypipe")
 REPORT_EVERY_S = 30.0
 """The page is also rewritten whenever a trial ends; drawing it takes the driver about a second."""
 PLAIN_LINE_S = 30.0
+NO_OTHER_FLAG = "with --resume a run goes on with the settings in its config.yaml; give no other flag"
 ROOM_BYTES = 64 << 20
 """A disk with less is full."""
 
@@ -160,11 +162,21 @@ def main(config: TuneConfig) -> Place:
 # --- before anything starts --------------------------------------------------------------------------
 
 
+def asked(arguments: Sequence[str]) -> TuneConfig:
+    """The settings for these flags. Raises UserError where another stands beside --resume, whatever its
+    value: who gives one means it."""
+    flags = [word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
+    others = [flag for flag in flags if flag not in ("--resume", "--retry-failed", "--no-retry-failed")]
+    if "--resume" in flags and "--help" not in flags and others:
+        raise UserError(f"{others[0]}: {NO_OTHER_FLAG}")
+    return load_config(TuneConfig, arguments, prog="python -m raypipe.tune")
+
+
 def begun(config: TuneConfig) -> tuple[TuneConfig, Place]:
     """The settings and the folder of the run that --resume names. Raises UserError where there is none."""
     folder = place(str(config.resume), flag="--resume")
     if config.model_copy(update={"resume": None, "config": None, "retry_failed": False}) != TuneConfig():
-        raise UserError("--resume: a run goes on with the settings in its config.yaml; give no other flag")
+        raise UserError(f"--resume: {NO_OTHER_FLAG}")
     with naming(f"--resume {config.resume}"):
         if not (folder / "config.yaml").is_file():
             raise UserError(
@@ -215,20 +227,27 @@ def earlier_trials(folder: str) -> list[TrialResult]:
 
 def new_run_folder(results: Place, name: str | None, *, kind: str = "tune") -> Place:
     """RESULTS/NAME, which must be new; without a name the next free one of tune, tune-2, ... (the `kind`)."""
+    if name is not None and ("/" in name or name in ("", ".", "..")):
+        raise UserError(f"--name {name}: is the name of one folder in --results {results}, without any /")
     with naming(f"--results {results}"):
-        if name is None:
-            names = (f"{kind}-{number}" if number > 1 else kind for number in itertools.count(1))
-            name = next(free for free in names if not (results / free).exists())
-        folder = results / name
-        if folder.exists():
+        try:
+            if name is None:
+                names = (f"{kind}-{number}" if number > 1 else kind for number in itertools.count(1))
+                name = next(free for free in names if not (results / free).exists())
+            folder = results / name
+            there = folder.exists()
+            if not there:
+                folder.mkdir(parents=True)
+        except StorageError:
+            raise
+        except OSError as error:
             raise UserError(
-                f"--name {name}: {folder} exists; choose another name, "
-                f"or go on with it: {resume_command(folder)}"
-            )
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"--name {name}: {folder} cannot be made: {error.strerror or error}") from None
+                f"--results {results}: {folder} cannot be made: {error.strerror or error}"
+            ) from None
+    if there:
+        raise UserError(
+            f"--name {name}: {folder} exists; choose another name, or go on with it: {resume_command(folder)}"
+        )
     return folder
 
 
@@ -670,6 +689,6 @@ class BestTrainer:
 
 if __name__ == "__main__":
     run_command(
-        lambda: main(load_config(TuneConfig, prog="python -m raypipe.tune")),
+        lambda: main(asked(sys.argv[1:])),
         when_stopped="what was finished is kept; --resume and the run's folder goes on",
     )

@@ -24,7 +24,7 @@ from raypipe.dataset import load_dataset, split_dataset
 from raypipe.errors import UserError
 from raypipe.storage import RemotePath
 from raypipe.store import FeatureStore
-from raypipe.tune import begin, begun, check_search, new_run_folder
+from raypipe.tune import asked, begin, begun, check_search, new_run_folder
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,20 @@ def test_a_run_never_overwrites_another(tmp_path, monkeypatch):
         new_run_folder(tmp_path, "mine")
 
 
+@pytest.mark.parametrize("name", ["../x/y", "x/y", "/x", "..", ".", ""])
+def test_a_name_stays_in_the_folder_of_results(tmp_path, name):
+    with pytest.raises(UserError, match=r"^--name .*: is the name of one folder in --results "):
+        new_run_folder(tmp_path / "results", name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "folder"), [(None, "tune"), ("mine", "mine")])
+def test_results_where_nothing_can_be_made_are_blamed_on_their_own_flag(tmp_path, name, folder):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=rf"^--results .*: .*/{folder} cannot be made: Not a directory"):
+        new_run_folder(tmp_path / "file" / "results", name)
+
+
 def test_in_a_bucket_a_run_is_there_once_something_is_in_it():
     results = RemotePath(Bucket().uri("results"))
     first, second = new_run_folder(results, None), new_run_folder(results, None)
@@ -62,6 +76,19 @@ def test_in_a_bucket_a_run_is_there_once_something_is_in_it():
     assert (config, folder) == (TuneConfig(), first)
     with pytest.raises(UserError, match="no run there"):
         begun(TuneConfig(resume=str(results / "tune-2")))
+
+
+@pytest.mark.parametrize("flag", ["--num-samples", "--num_samples", "--folds", "--config"])
+def test_a_flag_beside_resume_is_refused_whatever_its_value(flag):
+    default = {"--folds": "5", "--config": "configs/tune.yaml"}.get(flag, str(TuneConfig().num_samples))
+    for words in ([flag, default], [f"{flag}={default}"]):
+        with pytest.raises(UserError, match=r"^--[a-z-]+: with --resume a run goes on .* give no other flag"):
+            asked(["--resume", "results/tune", *words])
+
+
+def test_a_run_is_asked_to_go_on():
+    assert asked(["--resume", "a", "--retry-failed"]) == TuneConfig(resume="a", retry_failed=True)
+    assert asked(["--num-samples", "5"]).num_samples == 5
 
 
 def run_tune(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
