@@ -66,6 +66,21 @@ def test_tensorflows_own_memory_error():
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.",
+        "INTERNAL: failed to create a stream: CUDA_ERROR_OUT_OF_MEMORY: out of memory",
+        "Failed to load in-memory CUBIN: out of memory",
+    ],
+)
+def test_memory_errors_that_have_no_class_of_their_own(words):
+    assert failure_of(RuntimeError(words))[0] == "out_of_memory"
+    wrapped = ValueError("the step failed")
+    wrapped.__cause__ = RuntimeError(words)
+    assert failure_of(wrapped)[0] == "out_of_memory"
+
+
+@pytest.mark.parametrize(
     ("text", "reason"),
     [
         (
