@@ -3,7 +3,6 @@
 import functools
 import platform
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -191,11 +190,11 @@ def run_report(
 
 def commands(run: Run) -> Commands:
     """What to type for the same again, to go on, and to use the model."""
-    folder, arguments = shown_path(run.folder), sys.argv[1:]
-    if any(argument.startswith("--resume") for argument in arguments):
-        arguments = ["--config", shown_path(run.folder / "config.yaml"), "--name", f"{run.folder.name}-again"]
+    folder, settings = shown_path(run.folder), shown_path(run.folder / "config.yaml")
+    # Not the flags as they were given: a --name among them is taken now.
+    again = ["--config", settings, "--name", f"{run.folder.name}-again"]
     return Commands(
-        repeat=shlex.join(["python", "-m", "raypipe.tune", *arguments]),
+        repeat=shlex.join(["python", "-m", "raypipe.tune", *again]),
         resume=shlex.join(["python", "-m", "raypipe.tune", "--resume", folder]),
         predict=shlex.join(["python", "-m", "raypipe.predict", "--model", folder, "--input", "new_videos/"]),
     )

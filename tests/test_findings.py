@@ -1,5 +1,6 @@
 """What a finished search is found to be, on a made-up store and real small videos."""
 
+import shlex
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,13 +12,14 @@ from features import make_store
 
 from raypipe.calibration import Calibration
 from raypipe.cluster import Claim
-from raypipe.config import SplitConfig, TrialConfig, TuneConfig
+from raypipe.config import SplitConfig, TrialConfig, TuneConfig, load_config
 from raypipe.dataset import load_dataset, split_dataset
 from raypipe.evidence import commands, held_out_side, out_of_fold_side
 from raypipe.findings import addresses, energy_j, find, group_results, surest_misses
 from raypipe.leaderboard import Leaderboard, pending_trial
 from raypipe.results import BestResult, SideResult, Yardstick
 from raypipe.run import Run
+from raypipe.tune import begin, new_run_folder
 
 
 @pytest.fixture
@@ -118,10 +120,18 @@ def test_energy_is_the_sum_of_all_epochs_or_not_measured(run: Run) -> None:
 
 def test_the_commands_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.folder.parent)
-    monkeypatch.setattr("sys.argv", ["tune.py", "--features", "my features"])
     said = commands(run)
-    assert said.repeat == "python -m raypipe.tune --features 'my features'"
+    assert said.repeat == "python -m raypipe.tune --config run/config.yaml --name run-again"
     assert said.resume == "python -m raypipe.tune --resume run"
     assert said.predict == "python -m raypipe.predict --model run --input new_videos/"
-    monkeypatch.setattr("sys.argv", ["tune.py", "--resume", "run"])
-    assert commands(run).repeat == "python -m raypipe.tune --config run/config.yaml --name run-again"
+
+
+def test_the_command_to_repeat_is_taken(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.folder.parent)
+    asked = TuneConfig(name="mine", num_samples=3, results=str(run.folder.parent / "my results"))
+    folder = new_run_folder(Path(asked.results), asked.name)
+    begin(asked, folder)
+    repeat = shlex.split(commands(replace(run, folder=folder, config=asked)).repeat)
+    again = load_config(TuneConfig, repeat[3:], prog="tune")
+    assert again.model_copy(update={"name": "mine", "config": None}) == asked
+    assert new_run_folder(Path(again.results), again.name).name == "mine-again"
