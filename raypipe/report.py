@@ -240,7 +240,7 @@ def render(run: RunReport) -> str:
     best_id = run.best.trial_id if run.best else None
     curves = sorted((t for t in board if t.epochs), key=lambda t: t.trial_id != best_id)
     varying = varying_settings(run.trials)
-    scored = [trial for trial in board if trial.ended and math.isfinite(trial.score)]
+    scored = [trial for trial in board if trial.counts]
     return pages.get_template("report.html.j2").render(
         run=run,
         found=run.findings,

@@ -19,6 +19,7 @@ from raypipe.trial import Course
 Setting = str | int | float | bool | None | list[float]
 STATUSES = ("done", "running", "waiting", "pruned", "pending", "failed")
 """What a trial can be, in the order of the leaderboard. waiting: for the others of its population."""
+ENDED = ("done", "pruned", "failed")
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,12 @@ class TrialResult:
 
     @property
     def ended(self) -> bool:
-        return self.status in ("done", "pruned", "failed")
+        return self.status in ENDED
+
+    @property
+    def counts(self) -> bool:
+        """Whether its score says what its settings are worth: it has ended, and not by a fault."""
+        return self.ended and self.status != "failed" and math.isfinite(self.score)
 
     @property
     def course(self) -> Course:
