@@ -167,6 +167,7 @@ def run_report(
         backbone=spec.backbone,
         classes=tuple(ClassCount(*row) for row in class_counts(run.dataset, run.splits)),
         folds=run.splits.folds,
+        validation_how=run.splits.validation_how,
         outcomes=run.dataset.outcomes,
         trials=tuple(board.trials),
         best=best,
@@ -215,6 +216,12 @@ def notes(
         said.append(
             "Settings were changed in mid-training by validation scores, many times (--scheduler pbt): "
             "the best validation score flatters more than in other searches: the test side tells."
+        )
+    if splits.folds == 1:
+        said.append(
+            "There is one validation side (the manifest's split column): trials were ranked, and epoch, "
+            "temperature and threshold chosen, on the very clips that its scores are of, so they flatter: "
+            "the test side tells."
         )
     if retried:
         said.append(

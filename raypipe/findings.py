@@ -57,7 +57,7 @@ def sides_of(run: Run, best: BestResult, yardstick: Yardstick) -> tuple[Side, ..
     sides = [
         Side(
             "Validation",
-            "out of fold",
+            run.splits.validation_how,
             labels[best.validation.positions],
             out_of_fold[best.validation.positions],
             best.validation.probabilities,

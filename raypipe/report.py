@@ -185,6 +185,8 @@ class RunReport:
     backbone: str
     classes: tuple[ClassCount, ...]
     folds: int
+    validation_how: str
+    """How the validation side was judged, as `Side.how`."""
     outcomes: dict[str, int]
     trials: tuple[TrialResult, ...]
     best: BestResult | None

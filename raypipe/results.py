@@ -119,7 +119,8 @@ class Yardstick:
 @dataclass(frozen=True)
 class BestResult:
     """The chosen model, trained on the whole training side. `validation` is out of fold: each clip by a model
-    that had not seen its group, at an epoch, a temperature and a threshold chosen on the other folds."""
+    that had not seen its group, at an epoch, a temperature and a threshold chosen on the other folds; a
+    single fold chose its own."""
 
     trial_id: str
     config: TrialConfig

@@ -37,6 +37,11 @@ class Splits:
     def test(self) -> NDArray[np.int64]:
         return np.flatnonzero(self.sides == TEST)
 
+    @property
+    def validation_how(self) -> str:
+        """What a reader should know of scores on the validation side."""
+        return "out of fold" if self.folds > 1 else "also used to choose"
+
     def fold(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Positions of the clips that train and of those that validate in one fold."""
         train = np.flatnonzero((self.sides != TEST) & (self.sides != number))

@@ -77,6 +77,13 @@ def test_a_finished_search(run: Run) -> None:
     assert found.cost.cpu_hours == 1.0 and np.isnan([found.cost.gpu_hours, found.cost.energy_kwh]).all()
 
 
+def test_one_fold_is_not_called_out_of_fold(run: Run) -> None:
+    one = replace(run, splits=replace(run.splits, sides=np.minimum(run.splits.sides, 0), folds=1))
+    best, yardstick = best_of(one)
+    validation, _ = find(one, board_of(one), best, yardstick).sides
+    assert (validation.title, validation.how) == ("Validation", "also used to choose")
+
+
 def test_groups_with_the_most_mistakes_come_first(run: Run) -> None:
     best, _ = best_of(run)
     found = group_results(run, best)
