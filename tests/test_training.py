@@ -23,7 +23,7 @@ SCRIPT = Path(__file__).with_name("train_trial.py")
 TIMES = {"epoch_s", "data_share"}
 KILLS = [
     [("epoch", 1), ("fold", 5), ("epoch", 6)],  # after epoch 1, in the midst of epoch 3, after epoch 6
-    [("rename", 9), ("fold", 2), ("rename", 10)],  # all in epoch 2; the last one is the commit itself
+    [("rename", 12), ("fold", 2), ("rename", 11)],  # all in epoch 2; the last one is the commit itself
 ]
 """Two trials, and where each is killed, one kill after the other."""
 
@@ -111,7 +111,7 @@ def test_what_is_kept_of_a_trial(trials):
     folder = trials[0]
     kept = {file.name for file in (folder / "checkpoints").iterdir()}
     folds = ("fold-1", "fold-2", "fold-3")
-    names = ("best", "epoch-0002", "epoch-0004", "epoch-0006")
+    names = ("best", *(f"epoch-{number:04}" for number in range(1, CONFIG.epochs + 1)))
     assert kept == {f"{fold}-{name}.keras" for fold in folds for name in names}
     row = history(folder)[-1]
     assert (row["gpu_use"], row["gpu_memory_mb"], row["energy_j"]) == ("", "", ""), "not measured here"
@@ -126,11 +126,31 @@ def test_what_is_kept_of_a_trial(trials):
 def test_the_best_checkpoint_is_of_the_best_epoch(trials):
     losses = [float(row["loss"]) for row in history(trials[0])]
     best = losses.index(min(losses)) + 1
-    if best % 2 == 0:
-        names = ("best", f"epoch-{best:04}")
-        one, other = (weights(trials[0] / "checkpoints" / f"fold-1-{name}.keras") for name in names)
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name])
+    another = best % CONFIG.epochs + 1
+    kept, same, other = (
+        weights(trials[0] / "checkpoints" / f"fold-1-{name}.keras")
+        for name in ("best", f"epoch-{best:04}", f"epoch-{another:04}")
+    )
+    assert len(kept) > 5
+    for name in kept:
+        np.testing.assert_array_equal(kept[name], same[name])
+    assert any((kept[name] != other[name]).any() for name in kept)
+
+
+TWICE = """
+import sys
+from pathlib import Path
+from train_trial import main
+for name in ("first", "second"):
+    main(Path(sys.argv[1]) / name)
+"""
+
+
+def test_what_a_process_trained_before_leaves_no_trace(trials, tmp_path):
+    command = [sys.executable, "-c", TWICE, tmp_path]
+    subprocess.run(command, cwd=SCRIPT.parent, check=True, capture_output=True)
+    assert any("dense/kernel" in tag for tag in curves(trials[0]))
+    assert curves(tmp_path / "second") == curves(tmp_path / "first") == curves(trials[0])
 
 
 # --- a model whose answers are no numbers any more ------------------------------------------------------
