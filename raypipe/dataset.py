@@ -14,7 +14,7 @@ from raypipe.config import SplitConfig, TrialConfig
 from raypipe.errors import UserError
 from raypipe.feature_map import FeatureSource
 from raypipe.files import write_json
-from raypipe.splits import TEST, Splits, assign_groups, check_sides, given_splits
+from raypipe.splits import TEST, Splits, assign_groups, check_sides, given_splits, group_of
 from raypipe.storage import Place
 from raypipe.store import FeatureStore
 from raypipe.trial import ClipSet
@@ -57,11 +57,7 @@ def load_dataset(store: FeatureStore, *, zero_fill: bool = False) -> Dataset:
     labels = labelled["label"].to_pylist()
     class_names = sorted(set(labels))
     video_ids = labelled["video_id"].to_pylist()
-    # A video without a group is its own group.
-    groups = [
-        group or f"video:{video_id}"
-        for group, video_id in zip(labelled["group"].to_pylist(), video_ids, strict=True)
-    ]
+    groups = list(map(group_of, labelled["group"].to_pylist(), video_ids))
     clip_indices = labelled["clip_index"].to_pylist()
     ids = tuple(zip(video_ids, clip_indices, strict=True))
     source = FeatureSource(str(store.path), ids, spec.steps, spec.dim)

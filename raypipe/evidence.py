@@ -22,7 +22,7 @@ from raypipe.metrics import Difference, Evaluation, evaluate, paired_differences
 from raypipe.report import ClassCount, Commands, RunReport
 from raypipe.results import BestResult, EpochResult, SideResult, TrialResult, Yardstick
 from raypipe.run import Run
-from raypipe.splits import Splits
+from raypipe.splits import Splits, have_groups
 from raypipe.trial import ClipSet, Epoch, best_epoch, out_of_fold
 
 
@@ -239,7 +239,7 @@ def notes(
             f"{len(pairs)} pairs of clips have the same content on two sides, for example "
             f"{pairs[0][0]} and {pairs[0][1]}: give both the same group, or scores look better than they are."
         )
-    if all(group.startswith("video:") for group in dataset.groups):
+    if not have_groups(dataset.groups):
         said.append(
             "The videos have no groups, so each is its own; if several were cut from one source, "
             "name it in a group column, or scores look better than they are."

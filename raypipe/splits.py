@@ -17,6 +17,7 @@ from raypipe.errors import UserError
 
 TEST = -1
 ALWAYS_TRAIN = -2
+OWN = "video:"
 
 SPLIT_NAMES: Mapping[str, int] = {"train": ALWAYS_TRAIN, "val": 0, "validation": 0, "test": TEST}
 
@@ -46,6 +47,16 @@ class Splits:
         """Positions of the clips that train and of those that validate in one fold."""
         train = np.flatnonzero((self.sides != TEST) & (self.sides != number))
         return train, np.flatnonzero(self.sides == number)
+
+
+def group_of(group: str | None, video_id: str) -> str:
+    """A video without a group is its own group."""
+    return group or f"{OWN}{video_id}"
+
+
+def have_groups(groups: Sequence[str]) -> bool:
+    """Whether any of the groups that `group_of` gave is more than a single video."""
+    return not all(group.startswith(OWN) for group in groups)
 
 
 def assign_groups(

@@ -4,7 +4,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.errors import UserError
-from raypipe.splits import ALWAYS_TRAIN, TEST, Splits, assign_groups, check_sides, given_splits
+from raypipe.splits import (
+    ALWAYS_TRAIN,
+    TEST,
+    Splits,
+    assign_groups,
+    check_sides,
+    given_splits,
+    group_of,
+    have_groups,
+)
 
 
 def clips_of(sizes: dict[str, tuple[int, int]]) -> tuple[list[str], list[str]]:
@@ -111,6 +120,15 @@ def test_a_fold_that_would_train_without_a_class_is_an_error():
 def test_one_class_only_is_an_error():
     with pytest.raises(UserError, match=r"all clips have the label 'a'"):
         check_sides(np.array([0, 0]), ["a"], Splits(np.array([0, 1]), folds=2))
+
+
+def test_a_video_without_a_group_is_its_own():
+    assert [group_of("g", "a.mp4"), group_of(None, "a.mp4"), group_of("", "b.mp4")] == [
+        "g",
+        "video:a.mp4",
+        "video:b.mp4",
+    ]
+    assert have_groups(["g", "video:a.mp4"]) and not have_groups(["video:a.mp4", "video:b.mp4"])
 
 
 def test_a_given_split_wins():
