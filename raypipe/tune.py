@@ -68,6 +68,7 @@ from raypipe.training import Part, refit, train_trial
 from raypipe.trial import Epoch, best_epoch, out_of_fold, stopped
 
 if TYPE_CHECKING:
+    from ray import ObjectRef
     from ray.tune import Callback
     from ray.tune.search import Searcher
 
@@ -75,6 +76,7 @@ LOG = logging.getLogger("raypipe")
 
 REPORT_EVERY_S = 30.0
 """The page is also rewritten whenever a trial ends; drawing it takes the driver about a second."""
+SHOW_EVERY_S = 1.0
 PLAIN_LINE_S = 30.0
 NO_OTHER_FLAG = "with --resume a run goes on with the settings in its config.yaml; give no other flag"
 ROOM_BYTES = 64 << 20
@@ -425,7 +427,12 @@ def board_callback(run: Run, board: Leaderboard, steering: Steering, page: Calla
     class BoardCallback(Callback):
         def __init__(self) -> None:
             self._line, self._meter = LiveLine(plain_s=PLAIN_LINE_S), RunMeter()
-            self._started_s = self._written_s = time.monotonic()
+            self._started_s = self._written_s = self._shown_s = time.monotonic()
+
+        def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
+            # Ray Tune's loop turns many times a second, also while nothing happens.
+            if time.monotonic() - self._shown_s > SHOW_EVERY_S:
+                self._show()
 
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
             number = trial.config["number"]
@@ -495,7 +502,7 @@ def board_callback(run: Run, board: Leaderboard, steering: Steering, page: Calla
             self._line.close()
 
         def _show(self) -> None:
-            now_s = time.monotonic()
+            now_s = self._shown_s = time.monotonic()
             elapsed_s = now_s - self._started_s
             self._line.show(board.live_table(elapsed_s), plain=board.line(elapsed_s))
             if now_s - self._written_s > REPORT_EVERY_S:
@@ -633,13 +640,29 @@ def train_best(run: Run, best: TrialResult) -> tuple[NDArray[np.float32], NDArra
         dealt = trainer.remote()
         tasks.append(dealt.random_folds.options(name="random folds").remote(shared, best))
     try:
-        refitted, *rest = ray.get(tasks)
+        refitted, *rest = results_of(tasks, f"training trial {best.trial_id} on all clips")
     except ray.exceptions.RayError as error:
         raise RunFailed(
             f"trial {best.trial_id} could not be trained on all clips: {failure_of_process(str(error))[1]}; "
             f"to try again: {resume_command(run.folder)}"
         ) from error
     return refitted, rest[0] if rest else None
+
+
+def results_of(tasks: Sequence["ObjectRef"], what: str) -> list[NDArray[np.float32]]:
+    """What the tasks return, once all have ended; says meanwhile how long it has been. Raises what the first
+    that fails has raised."""
+    import ray
+
+    line, started_s, left = LiveLine(plain_s=PLAIN_LINE_S), time.monotonic(), list(tasks)
+    try:
+        while left:
+            ended, left = ray.wait(left, timeout=SHOW_EVERY_S)
+            ray.get(ended)
+            line.show(f"{what}: {duration(time.monotonic() - started_s)}")
+    finally:
+        line.close()
+    return list(ray.get(list(tasks)))
 
 
 class BestTrainer:

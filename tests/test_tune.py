@@ -131,7 +131,10 @@ import contextlib, sys, threading, time, ray
 from pathlib import Path
 from raypipe.config import TrialConfig, TuneConfig
 from raypipe.console import run_command
+from raypipe import tune
 from raypipe.tune import main
+
+tune.PLAIN_LINE_S = 1.0
 
 def watch():
     "What the trials' processes are called."
@@ -165,6 +168,7 @@ def four_gpus(tmp_path_factory) -> Path:
     make_store(folder / "features", failed=2)
     run = tune_on_four_gpus(folder, 4, RAYPIPE_FAKE_GPUS="1")
     assert run.returncode == 0, run.stderr[-3000:]
+    (folder / "said").write_text(run.stderr)
     return folder / "results" / "tune"
 
 
@@ -199,6 +203,16 @@ def test_two_trials_train_at_once_on_gpus_of_their_own(four_gpus):
     assert together, "some trials ran at the same time"
     for one, other in together:
         assert one.isdisjoint(other)
+
+
+def test_progress_is_told_while_nothing_ends(four_gpus):
+    said = (four_gpus.parents[1] / "said").read_text().splitlines()
+    before_the_first_epoch = [
+        line for line in said if "trials 0/4 · running 2" in line and "best" not in line
+    ]
+    assert len(before_the_first_epoch) >= 3, "starting takes some seconds, of which each is told"
+    refits = [line for line in said if "on all clips: 0:" in line]
+    assert len(refits) >= 2, "so does the last training"
 
 
 def test_a_person_finds_the_trials_among_the_processes(four_gpus):
