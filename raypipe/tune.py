@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raypipe.best import judge_best, measure_yardstick, sentences, write_best
 from raypipe.checkpoints import STATES, Superseded
@@ -52,23 +51,23 @@ from raypipe.failures import (
     is_disk_full,
     storage_words,
 )
-from raypipe.files import read_array, write_array, write_atomically, write_json
+from raypipe.files import read_array, write_array, write_json
 from raypipe.leaderboard import Leaderboard, pending_trial, read_trial, read_trials, with_epoch
 from raypipe.lease import only_writer
 from raypipe.mirror import borrowed, mirrored
+from raypipe.refit import PLAIN_LINE_S, SHOW_EVERY_S, train_best
 from raypipe.report import write_report
 from raypipe.results import BestResult, EpochResult, TrialResult, trial_as_json
 from raypipe.run import FAILED_FILE, Run
 from raypipe.scratch import scratch
 from raypipe.search import warm_settings
-from raypipe.steering import RETRIES, TIME_UP, Assignment, Steering
+from raypipe.steering import TIME_UP, Assignment, Steering
 from raypipe.storage import Place, StorageError, place
 from raypipe.store import FeatureStore
-from raypipe.training import Part, refit, train_trial
+from raypipe.training import train_trial
 from raypipe.trial import Epoch, best_epoch, out_of_fold, stopped
 
 if TYPE_CHECKING:
-    from ray import ObjectRef
     from ray.tune import Callback
     from ray.tune.search import Searcher
 
@@ -76,8 +75,6 @@ LOG = logging.getLogger("raypipe")
 
 REPORT_EVERY_S = 30.0
 """The page is also rewritten whenever a trial ends; drawing it takes the driver about a second."""
-SHOW_EVERY_S = 1.0
-PLAIN_LINE_S = 30.0
 NO_OTHER_FLAG = "with --resume a run goes on with the settings in its config.yaml; give no other flag"
 ROOM_BYTES = 64 << 20
 """A disk with less is full."""
@@ -618,96 +615,6 @@ def why_no_trial(board: Leaderboard, run: Run) -> str:
         f"all {len(failed)} trials that ended failed; the first ({first.reason}): {first.message}; "
         f"their errors are in {run.trials}"
     )
-
-
-# --- the best trial -------------------------------------------------------------------------------
-
-
-def train_best(run: Run, best: TrialResult) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """Trains the best trial on the whole training side into best/, and with --protocol both once more on
-    random folds: raw probabilities of all clips [N, C], and out of those folds."""
-    import ray
-
-    run.best.mkdir(exist_ok=True)
-    # A process of its own each: its devices may differ from the trials'.
-    trainer = ray.remote(BestTrainer).options(
-        num_cpus=run.claim.cpus, num_gpus=run.claim.gpus, max_restarts=RETRIES, max_task_retries=RETRIES
-    )
-    shared = ray.put(run)
-    whole = trainer.remote()
-    tasks = [whole.refit.options(name=f"refit trial {best.trial_id}").remote(shared, best)]
-    if run.config.splits.protocol == "both":
-        dealt = trainer.remote()
-        tasks.append(dealt.random_folds.options(name="random folds").remote(shared, best))
-    try:
-        refitted, *rest = results_of(tasks, f"training trial {best.trial_id} on all clips")
-    except ray.exceptions.RayError as error:
-        raise RunFailed(
-            f"trial {best.trial_id} could not be trained on all clips: {failure_of_process(str(error))[1]}; "
-            f"to try again: {resume_command(run.folder)}"
-        ) from error
-    return refitted, rest[0] if rest else None
-
-
-def results_of(tasks: Sequence["ObjectRef"], what: str) -> list[NDArray[np.float32]]:
-    """What the tasks return, once all have ended; says meanwhile how long it has been. Raises what the first
-    that fails has raised."""
-    import ray
-
-    line, started_s, left = LiveLine(plain_s=PLAIN_LINE_S), time.monotonic(), list(tasks)
-    try:
-        while left:
-            ended, left = ray.wait(left, timeout=SHOW_EVERY_S)
-            ray.get(ended)
-            line.show(f"{what}: {duration(time.monotonic() - started_s)}")
-    finally:
-        line.close()
-    return list(ray.get(list(tasks)))
-
-
-class BestTrainer:
-    """Trains the best trial once more, on the GPUs that Ray gave its process. An actor: Ray waits for ever
-    for a task on a node that falls silent (decision 22)."""
-
-    def refit(self, run: Run, best: TrialResult) -> NDArray[np.float32]:
-        """On the whole training side."""
-        import ray
-
-        with scratch() as folder:
-            model = folder / "model.keras"
-            probabilities = refit(
-                run.dataset.clips,
-                run.splits.training,
-                best.course.config,
-                losses=[epoch.loss for epoch in best.epochs[: best.best_epoch]],
-                gpus=len(ray.get_gpu_ids()),
-                replicas=run.claim.replicas,
-                seed=run.config.seed,
-                save_to=str(model),
-                backend=run.config.backend,
-                earlier=best.course.earlier,
-            )
-            write_atomically(run.best / "model.keras", model.read_bytes())
-        return probabilities
-
-    def random_folds(self, run: Run, best: TrialResult) -> NDArray[np.float32]:
-        """On folds that ignore groups."""
-        import ray
-
-        with mirrored(run.best / "random-folds", last=STATES) as mirror:
-            epochs = train_trial(
-                run.dataset.clips,
-                run.random_splits,
-                best.course.config,
-                gpus=len(ray.get_gpu_ids()),
-                replicas=run.claim.replicas,
-                seed=run.config.seed,
-                folder=mirror.folder,
-                on_epoch=lambda _: mirror.push_in_passing(),
-                backend=run.config.backend,
-                part=Part(until=best.course.config.epochs, earlier=best.course.earlier),
-            )
-        return out_of_fold(epochs, run.random_splits)
 
 
 if __name__ == "__main__":

@@ -131,10 +131,10 @@ import contextlib, sys, threading, time, ray
 from pathlib import Path
 from raypipe.config import TrialConfig, TuneConfig
 from raypipe.console import run_command
-from raypipe import tune
+from raypipe import refit, tune
 from raypipe.tune import main
 
-tune.PLAIN_LINE_S = 1.0
+tune.PLAIN_LINE_S = refit.PLAIN_LINE_S = 1.0
 
 def watch():
     "What the trials' processes are called."
