@@ -1,5 +1,6 @@
 """The best trial: judged, compared with the yardstick, written down."""
 
+import time
 from dataclasses import asdict
 
 import numpy as np
@@ -12,7 +13,7 @@ from raypipe.history import csv_text
 from raypipe.results import BestResult, SideResult, TrialResult, Yardstick
 from raypipe.run import Run
 from raypipe.splits import Splits
-from raypipe.yardstick import predict_yardstick, yardstick_name
+from raypipe.yardstick import predict_folds, predict_test, yardstick_name
 
 
 def judge_best(
@@ -33,7 +34,8 @@ def judge_best(
     by_chance, chance_yardstick = None, None
     if random_folds is not None:
         by_chance = out_of_fold_side(clips, groups, run.random_splits, random_folds, seed=seed)
-        chance_yardstick = measure_yardstick(run, run.random_splits).validation
+        chance_line = predict_folds(clips, run.random_splits, seed=seed)
+        chance_yardstick = out_of_fold_side(clips, groups, run.random_splits, chance_line, seed=seed)
     return BestResult(
         trial_id=trial.trial_id,
         config=trial.course.at(trial.best_epoch),
@@ -50,7 +52,9 @@ def judge_best(
 def measure_yardstick(run: Run, splits: Splits) -> Yardstick:
     """The simple model on these folds, judged as trials are."""
     clips, groups, seed = run.dataset.clips, run.dataset.groups, run.config.seed
-    out_of_fold, test, wall_s = predict_yardstick(clips, splits, seed=seed)
+    started_s = time.monotonic()
+    out_of_fold, test = predict_folds(clips, splits, seed=seed), predict_test(clips, splits, seed=seed)
+    wall_s = time.monotonic() - started_s
     known = ~np.isnan(out_of_fold[:, 0])
     calibration = fit_calibration(clips.labels[known], out_of_fold[known])
     return Yardstick(

@@ -162,7 +162,7 @@ def slice_chart(name: str, trials: Sequence[TrialResult], metric: str, best_id: 
     """The score of each trial over its value of one setting; pruned trials as far as they came."""
     scored = [t for t in trials if t.ended and math.isfinite(t.score) and name in t.config]
     column = [t.config[name] for t in scored]
-    title, finding = words(name), _slice_finding(column, [t.score for t in scored], metric)
+    title, finding = words(name), _slice_finding(column, [t.score for t in scored])
     rows = [(t.trial_id, setting(t.config[name]), number(t.score), t.status) for t in scored]
 
     def draw(axes: Axes) -> None:
@@ -195,9 +195,9 @@ def slice_chart(name: str, trials: Sequence[TrialResult], metric: str, best_id: 
     return Chart(title, finding, svg(f"slice-{_key(name)}", title, finding, draw, size=(3.2, 2.3)), table)
 
 
-def _slice_finding(column: Sequence[Setting], scores: Sequence[float], metric: str) -> str:
+def _slice_finding(column: Sequence[Setting], scores: Sequence[float]) -> str:
     """What the better half of the trials has in common."""
-    best = int(np.argmin(scores) if metric.endswith("loss") else np.argmax(scores))
+    best = int(np.argmax(scores))
     if is_numeric(column):
         values = sorted(float(value) for value in column)  # type: ignore[arg-type]
         tried = f"{setting(values[0])} to {setting(values[-1])}"

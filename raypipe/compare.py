@@ -45,6 +45,7 @@ from raypipe.errors import RunFailed, UserError
 from raypipe.evidence import evaluate_side, versions
 from raypipe.failures import sentence_of
 from raypipe.files import write_json
+from raypipe.folders import alone_in, naming, new_run_folder, storage_watched
 from raypipe.mirror import mirrored
 from raypipe.reading import load_config, read_trial, read_yaml, write_yaml
 from raypipe.section import rule_of
@@ -53,7 +54,7 @@ from raypipe.storage import Place, place
 from raypipe.store import FeatureStore
 from raypipe.training import train_trial
 from raypipe.trial import ClipSet, Epoch, best_epoch, out_of_fold
-from raypipe.tune import alone_in, check_search, naming, new_run_folder, storage_watched
+from raypipe.tune import check_search
 
 LOG = logging.getLogger("raypipe")
 

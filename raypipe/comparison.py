@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from raypipe.files import write_atomically, write_json
-from raypipe.metrics import group_weights, weighted_scores
+from raypipe.metrics import Interval, group_weights, middle_95, weighted_scores
 from raypipe.report import page_environment
 from raypipe.results import Setting
 from raypipe.storage import Place
 from raypipe.wording import NOT_MEASURED, duration, moment, number, setting, share, words
 
 RESAMPLES = 2000
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -134,9 +133,9 @@ def quality_rows(
     def cell(way: str, name: str) -> Cell:
         value, spread = float(points[way][name][0]), resampled[way][name]
         if way == ways[0]:
-            return Cell(value, _percentiles(spread))
+            return Cell(value, _interval(spread))
         first, first_spread = points[ways[0]][name], resampled[ways[0]][name]
-        return Cell(value, _percentiles(spread), value - float(first[0]), _percentiles(spread - first_spread))
+        return Cell(value, _interval(spread), value - float(first[0]), _interval(spread - first_spread))
 
     named = {
         "accuracy": ("accuracy", "share"),
@@ -198,13 +197,10 @@ def cost_rows(
     return [*rows, Row("features, run again", "seconds", "lower", tuple(again))]
 
 
-def _percentiles(values: NDArray[np.float64]) -> Interval | None:
-    """The middle 95 % of resampled values, those left out that lacked a class."""
-    known = values[~np.isnan(values)]
-    if not len(known):
-        return None
-    low, high = np.percentile(known, [2.5, 97.5])
-    return float(low), float(high)
+def _interval(values: NDArray[np.float64]) -> Interval | None:
+    """The middle 95 % of resampled values; None where all lacked a class."""
+    low, high = middle_95(values)
+    return None if math.isnan(low) else (low, high)
 
 
 def _over_seeds(

@@ -14,7 +14,8 @@ from raypipe.config import SplitConfig, TrialConfig
 from raypipe.errors import UserError
 from raypipe.feature_map import FeatureSource
 from raypipe.files import write_json
-from raypipe.splits import TEST, Splits, assign_groups, check_classes, given_splits
+from raypipe.splits import TEST, Splits, assign_groups, check_sides, given_splits, group_of
+from raypipe.storage import Place
 from raypipe.store import FeatureStore
 from raypipe.trial import ClipSet
 
@@ -56,11 +57,7 @@ def load_dataset(store: FeatureStore, *, zero_fill: bool = False) -> Dataset:
     labels = labelled["label"].to_pylist()
     class_names = sorted(set(labels))
     video_ids = labelled["video_id"].to_pylist()
-    # A video without a group is its own group.
-    groups = [
-        group or f"video:{video_id}"
-        for group, video_id in zip(labelled["group"].to_pylist(), video_ids, strict=True)
-    ]
+    groups = list(map(group_of, labelled["group"].to_pylist(), video_ids))
     clip_indices = labelled["clip_index"].to_pylist()
     ids = tuple(zip(video_ids, clip_indices, strict=True))
     source = FeatureSource(str(store.path), ids, spec.steps, spec.dim)
@@ -102,7 +99,7 @@ def split_dataset(dataset: Dataset, config: SplitConfig, *, seed: int, store: Fe
         raise UserError(f"--features {store.path}: all clips have the label {names[0]!r}; two are needed")
     if any(dataset.splits):
         splits = given_splits(dataset.splits)
-        check_classes(dataset.clips.labels, names, splits)
+        check_sides(dataset.clips.labels, names, splits)
         return splits
     labels = [names[number] for number in dataset.clips.labels]
     # Random: as if each clip were a source of its own.
@@ -110,16 +107,41 @@ def split_dataset(dataset: Dataset, config: SplitConfig, *, seed: int, store: Fe
     # Kept beside the features: all runs over them share their sides, and no group moves later.
     dealt = "-random" if config.protocol == "random" else ""
     path = store.path / "splits" / f"seed{seed}-folds{config.folds}-test{config.test_share:g}{dealt}.json"
-    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept = kept_sides(path)
     sides = assign_groups(
         groups, labels, folds=config.folds, test_share=config.test_share, seed=seed, kept=kept
     )
     splits = Splits(np.array([sides[group] for group in groups], np.int64), config.folds)
-    check_classes(dataset.clips.labels, names, splits)
+    check_sides(dataset.clips.labels, names, splits, tested=config.test_share > 0)
     if kept | sides != kept:
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, dict(sorted((kept | sides).items())))
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, dict(sorted((kept | sides).items())))
+        except OSError as error:
+            raise UserError(
+                f"{path}: the sides of the groups cannot be kept: {error.strerror or error}; they lie beside "
+                "the features, so that no group moves later: make that folder writable, or copy the features"
+            ) from None
     return splits
+
+
+def kept_sides(path: Place) -> dict[str, int]:
+    """The side of each group as it was decided before; empty where nothing was. Raises UserError."""
+    if not path.exists():
+        return {}
+    try:
+        kept = json.loads(path.read_text())
+        whole = isinstance(kept, dict) and all(type(side) is int for side in kept.values())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}; make it readable") from None
+    except ValueError:  # neither JSON nor text
+        whole = False
+    if not whole:
+        raise UserError(
+            f"{path}: is damaged; it says on which side each group stands: restore it from a copy, "
+            "or remove it, and the groups are dealt anew"
+        )
+    return dict(kept)
 
 
 def deal_at_random(dataset: Dataset, splits: Splits, *, seed: int) -> Splits:

@@ -5,7 +5,6 @@ An engine holds one compiled model on several devices. Its whole state can be ta
 the folds of a cross-validation share it.
 """
 
-import gc
 import importlib
 import importlib.util
 import os
@@ -105,8 +104,6 @@ def open_engine(
     engine per process. Raises RuntimeError where this process cannot have it, ValueError where `config`
     cannot work on these devices.
     """
-    # An engine before refers to itself; it is let go of now and not some time, as clips lie on its devices.
-    gc.collect()
     os.environ["KERAS_BACKEND"] = backend
     refuse_missing(backend)
     import keras
@@ -115,6 +112,9 @@ def open_engine(
         raise RuntimeError(
             f"Keras runs on {keras.backend.backend()} in this process already, not on {backend}"
         )
+    # An engine before refers to itself; it is let go of now and not some time, as clips lie on its devices.
+    # And layers are named by how many there were: a trial's curves must not tell what was trained before it.
+    keras.utils.clear_session(free_memory=True)
     keras.utils.set_random_seed(seed)
     module = importlib.import_module("raypipe.replicas_jax" if backend == "jax" else "raypipe.replicas")
     devices = module.find_devices(config.precision, gpus=gpus, replicas=replicas)

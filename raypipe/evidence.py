@@ -3,7 +3,6 @@
 import functools
 import platform
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -23,7 +22,7 @@ from raypipe.metrics import Difference, Evaluation, evaluate, paired_differences
 from raypipe.report import ClassCount, Commands, RunReport
 from raypipe.results import BestResult, EpochResult, SideResult, TrialResult, Yardstick
 from raypipe.run import Run
-from raypipe.splits import Splits
+from raypipe.splits import Splits, have_groups
 from raypipe.trial import ClipSet, Epoch, best_epoch, out_of_fold
 
 
@@ -168,6 +167,7 @@ def run_report(
         backbone=spec.backbone,
         classes=tuple(ClassCount(*row) for row in class_counts(run.dataset, run.splits)),
         folds=run.splits.folds,
+        validation_how=run.splits.validation_how,
         outcomes=run.dataset.outcomes,
         trials=tuple(board.trials),
         best=best,
@@ -191,11 +191,11 @@ def run_report(
 
 def commands(run: Run) -> Commands:
     """What to type for the same again, to go on, and to use the model."""
-    folder, arguments = shown_path(run.folder), sys.argv[1:]
-    if any(argument.startswith("--resume") for argument in arguments):
-        arguments = ["--config", shown_path(run.folder / "config.yaml"), "--name", f"{run.folder.name}-again"]
+    folder, settings = shown_path(run.folder), shown_path(run.folder / "config.yaml")
+    # Not the flags as they were given: a --name among them is taken now.
+    again = ["--config", settings, "--name", f"{run.folder.name}-again"]
     return Commands(
-        repeat=shlex.join(["python", "-m", "raypipe.tune", *arguments]),
+        repeat=shlex.join(["python", "-m", "raypipe.tune", *again]),
         resume=shlex.join(["python", "-m", "raypipe.tune", "--resume", folder]),
         predict=shlex.join(["python", "-m", "raypipe.predict", "--model", folder, "--input", "new_videos/"]),
     )
@@ -217,6 +217,12 @@ def notes(
             "Settings were changed in mid-training by validation scores, many times (--scheduler pbt): "
             "the best validation score flatters more than in other searches: the test side tells."
         )
+    if splits.folds == 1:
+        said.append(
+            "There is one validation side (the manifest's split column): trials were ranked, and epoch, "
+            "temperature and threshold chosen, on the very clips that its scores are of, so they flatter: "
+            "the test side tells."
+        )
     if retried:
         said.append(
             f"Trials that failed at first and were trained once more (--retry-failed): {', '.join(retried)}. "
@@ -233,7 +239,7 @@ def notes(
             f"{len(pairs)} pairs of clips have the same content on two sides, for example "
             f"{pairs[0][0]} and {pairs[0][1]}: give both the same group, or scores look better than they are."
         )
-    if all(group.startswith("video:") for group in dataset.groups):
+    if not have_groups(dataset.groups):
         said.append(
             "The videos have no groups, so each is its own; if several were cut from one source, "
             "name it in a group column, or scores look better than they are."

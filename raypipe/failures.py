@@ -1,13 +1,15 @@
-"""Why a trial failed: its code, the memory, the disk, the storage, or somebody killed its process."""
+"""Why a trial failed: its code, its numbers, the memory, the disk, the storage, or a killed process."""
 
 import errno
+import re
 import traceback
 from collections.abc import Iterator
 from typing import Literal
 
+from raypipe.errors import Diverged
 from raypipe.storage import StorageError
 
-Reason = Literal["error", "out_of_memory", "killed", "disk_full", "storage"]
+Reason = Literal["error", "diverged", "out_of_memory", "killed", "disk_full", "storage"]
 
 NO_FAULT_OF_A_TRIAL = ("disk_full", "storage")
 """The search stops, and such a trial goes on when there is room, or when the storage answers."""
@@ -15,14 +17,17 @@ NO_FAULT_OF_A_TRIAL = ("disk_full", "storage")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 DIED = ("The actor died", "The actor is dead", "ActorDiedError", "ActorUnavailableError", "NodeDiedError")
 LOW_ON_MEMORY = ("running low on memory", "OutOfMemoryError", "NODE_OUT_OF_MEMORY")
+NO_MEMORY_WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "CUDA_ERROR_OUT_OF_MEMORY")
+"""JAX's and CUDA's errors have no class of their own for it."""
 FULL_WORDS = ("No space left on device", "Disk quota exceeded")
 
 
 def failure_of(error: BaseException) -> tuple[Reason, str]:
     """The reason, and one sentence, of an error that a trial raised in its process."""
     said = sentence_of("".join(traceback.format_exception_only(error)))
-    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
-        # TensorFlow's, for GPUs as for the host; it is not imported here.
+    if isinstance(error, Diverged):
+        return "diverged", said
+    if is_out_of_memory(error):
         return "out_of_memory", f"{said} (a smaller batch_size, width or depth needs less)"
     if is_disk_full(error):
         return "disk_full", said
@@ -42,6 +47,17 @@ def failure_of_process(text: str) -> tuple[Reason, str]:
     if any(name in text for name in DIED):
         return "killed", "its process or node was killed; the kernel does so, too, when memory runs out"
     return "error", sentence_of(text)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether the host's or a GPU's memory was too small, directly or as a cause."""
+    for one in behind(error):
+        # ResourceExhaustedError is TensorFlow's, for GPUs as for the host; it is not imported here.
+        if isinstance(one, MemoryError) or type(one).__name__ == "ResourceExhaustedError":
+            return True
+        if any(words in str(one) for words in NO_MEMORY_WORDS):
+            return True
+    return False
 
 
 def is_disk_full(error: BaseException | None) -> bool:
@@ -71,4 +87,4 @@ def behind(error: BaseException | None) -> Iterator[BaseException]:
 def sentence_of(text: str) -> str:
     """The last line of an error, which says what went wrong."""
     lines = text.strip().splitlines()
-    return lines[-1].strip().removeprefix("raypipe.errors.RunFailed: ") if lines else "unknown error"
+    return re.sub(r"^raypipe\.errors\.\w+: ", "", lines[-1].strip()) if lines else "unknown error"

@@ -30,7 +30,7 @@ from raypipe.report import (
 )
 from raypipe.results import BestResult, SideResult, Yardstick
 from raypipe.run import Run
-from raypipe.splits import ALWAYS_TRAIN, TEST
+from raypipe.splits import ALWAYS_TRAIN, TEST, have_groups
 
 NAN = float("nan")
 MISSES_KEPT = 12
@@ -57,7 +57,7 @@ def sides_of(run: Run, best: BestResult, yardstick: Yardstick) -> tuple[Side, ..
     sides = [
         Side(
             "Validation",
-            "out of fold",
+            run.splits.validation_how,
             labels[best.validation.positions],
             out_of_fold[best.validation.positions],
             best.validation.probabilities,
@@ -82,7 +82,7 @@ def sides_of(run: Run, best: BestResult, yardstick: Yardstick) -> tuple[Side, ..
 def group_results(run: Run, best: BestResult) -> tuple[GroupResult, ...]:
     """The groups of both sides, those with the most mistakes first; none where each video is its own."""
     clips, groups = run.dataset.clips, run.dataset.groups
-    if all(group.startswith("video:") for group in groups):
+    if not have_groups(groups):
         return ()
     found = []
     for title, side in (("validation", best.validation), ("test", best.test)):

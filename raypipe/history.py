@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from raypipe.events import EventFile
 from raypipe.files import write_atomically
-from raypipe.metrics import evaluate
+from raypipe.metrics import cross_entropies, evaluate
 from raypipe.splits import Splits
-from raypipe.trial import ClipSet, Epoch, cross_entropies, out_of_fold
+from raypipe.trial import ClipSet, Epoch, out_of_fold
 
 Row = dict[str, int | float | None]
 

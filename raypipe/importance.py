@@ -37,9 +37,9 @@ def importances(
 ) -> tuple[Importance, ...]:
     """Of each varying setting, the largest first; empty where the trials are too few to tell.
 
-    Pruned trials count with the score they had when they were stopped.
+    Pruned trials count with the score they had when they were stopped; failed ones do not.
     """
-    scored = [trial for trial in trials if trial.ended and np.isfinite(trial.score)]
+    scored = [trial for trial in trials if trial.counts]
     scores = [trial.score for trial in scored]
     if len(scored) < FEWEST_TRIALS or not settings or np.ptp(scores) == 0:
         return ()

@@ -10,12 +10,19 @@ from concurrent.futures import ThreadPoolExecutor
 from raypipe.config import TrialConfig
 from raypipe.console import duration, text_table
 from raypipe.files import write_atomically
-from raypipe.results import STATUSES, EpochResult, TrialResult, leaderboard, lineage, trial_from_json
+from raypipe.results import (
+    ENDED,
+    STATUSES,
+    EpochResult,
+    TrialResult,
+    leaderboard,
+    lineage,
+    trial_from_json,
+)
 from raypipe.run import TRIAL_FILE
 from raypipe.storage import Place
 
 NAN = float("nan")
-ENDED = ("done", "pruned", "failed")
 RUNNING_SHOWN = 12
 _COLUMNS = (
     "trial status score metric score_low score_high accuracy accuracy_low accuracy_high epochs_run "
@@ -68,7 +75,7 @@ class Leaderboard:
     @property
     def trials(self) -> list[TrialResult]:
         """Best first, then those that still run, then the failed ones."""
-        return leaderboard(list(self._trials.values()), self.metric)
+        return leaderboard(list(self._trials.values()))
 
     @property
     def best(self) -> TrialResult | None:
@@ -147,8 +154,9 @@ class Leaderboard:
         return counts
 
     def _leader(self) -> TrialResult | None:
-        """The best so far, whether it has ended or not."""
-        scored = [trial for trial in self._trials.values() if not math.isnan(trial.score)]
+        """The best so far, whether it has ended or not; a failed one can lead to nothing."""
+        alive = [trial for trial in self._trials.values() if trial.status != "failed"]
+        scored = [trial for trial in alive if math.isfinite(trial.score)]
         return max(scored, key=lambda trial: trial.score, default=None)
 
     def _left(self, elapsed_s: float) -> str:
@@ -238,7 +246,7 @@ def _progress(trial: TrialResult) -> float:
 def _within(trial: TrialResult) -> str:
     """The interval of its score, known once it has ended."""
     low, high = trial.score_interval
-    return f"{low:.3f} to {high:.3f}, " if trial.ended else ""
+    return f"{low:.3f} to {high:.3f}, " if math.isfinite(low + high) else ""
 
 
 def _number(value: float) -> str:

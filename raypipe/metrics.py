@@ -117,16 +117,15 @@ def evaluate(
         macro_f1_interval=intervals.get("f1", UNKNOWN),
         auc=_auc(labels, probabilities) if present.all() else float("nan"),
         auc_interval=intervals.get("auc", UNKNOWN),
-        loss=float(_cross_entropies(labels, probabilities).mean()),
+        loss=float(cross_entropies(labels, probabilities).mean()),
         loss_interval=intervals.get("loss", UNKNOWN),
         classes=rows,
         confusion=tuple(tuple(int(v) for v in row) for row in confusion),
     )
 
 
-def _cross_entropies(
-    labels: NDArray[np.integer], probabilities: NDArray[np.floating]
-) -> NDArray[np.floating]:
+def cross_entropies(labels: NDArray[np.integer], probabilities: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Of each clip, in nats; a probability of zero counts as 1e-7."""
     losses: NDArray[np.floating] = -np.log(np.clip(probabilities[np.arange(len(labels)), labels], 1e-7, 1.0))
     return losses
 
@@ -174,7 +173,7 @@ def score_intervals(
     """
     values = bootstrap(labels, probabilities, groups, predicted=predicted, seed=seed)
     answers = probabilities.argmax(axis=1) if predicted is None else predicted
-    found = {name: _percentiles(values[name]) for name in values}
+    found = {name: middle_95(values[name]) for name in values}
     shares = {"accuracy": np.ones(len(labels), bool)}
     for number in range(probabilities.shape[1]):
         shares[f"recall_of_{number}"] = labels == number
@@ -207,7 +206,7 @@ def paired_differences(
     left, right = (bootstrap(labels, p, groups, predicted=q, seed=seed) for p, q in (one, other))
     exact = [weighted_scores(labels, p, ones, predicted=q) for p, q in (one, other)]
     for name in left:
-        low, high = _percentiles(left[name] - right[name])
+        low, high = middle_95(left[name] - right[name])
         found[name] = Difference(float(exact[0][name][0] - exact[1][name][0]), low, high)
     return found
 
@@ -231,7 +230,7 @@ def bootstrap(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _percentiles(values: NDArray[np.float64]) -> Interval:
+def middle_95(values: NDArray[np.float64]) -> Interval:
     """The middle 95 % of the resamples that have a value."""
     known = values[~np.isnan(values)]
     if len(known) == 0:
@@ -274,7 +273,7 @@ def weighted_scores(
             "recall": np.mean([by_class[f"recall_of_{c}"] for c in numbers], axis=0),
             "f1": np.mean([by_class[f"f1_of_{c}"] for c in numbers], axis=0),
             "auc": np.mean(aucs, axis=0),
-            "loss": counts @ _cross_entropies(labels, probabilities) / total,
+            "loss": counts @ cross_entropies(labels, probabilities) / total,
         }
     return scores | by_class
 

@@ -81,12 +81,15 @@ def select_inputs(x: Any, inputs: str) -> Any:
 
 
 def linear(x: Any, config: TrialConfig) -> Any:
-    """The logits' own layer over what `pool` gives: where clips are few, a line is hard to beat."""
+    """The logits' own layer over what `pool` gives, a logistic regression on statistics of the steps as in
+    Abu-El-Haija et al. 2016 (arXiv:1609.08675, video-level features): where clips are few, a line is hard to
+    beat."""
     return layers.Dropout(config.dropout)(pooled(x))
 
 
 def mean_pool(x: Any, config: TrialConfig) -> Any:
-    """An MLP over what `pool` gives."""
+    """An MLP over what `pool` gives, its units GELUs (Hendrycks and Gimpel 2016, arXiv:1606.08415) with
+    dropout after each layer (Srivastava et al. 2014)."""
     x = layers.Dropout(config.dropout)(pooled(x))
     for _ in range(config.depth):
         x = layers.Dense(config.width, activation="gelu")(x)

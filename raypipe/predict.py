@@ -40,6 +40,7 @@ from raypipe.outcomes import CLIP_COLUMNS, few
 from raypipe.reading import load_config, write_yaml
 from raypipe.saved_model import SavedModel, find_model, open_model
 from raypipe.shards import features_array
+from raypipe.splits import group_of
 from raypipe.storage import Place, is_remote, place
 from raypipe.store import FeatureStore
 from raypipe.videos import list_videos
@@ -198,11 +199,7 @@ def judge(predictions: pa.Table, digests: Sequence[str | None], model: SavedMode
     labels = np.array([numbers[label] for label in rows["label"].to_pylist()])
     answers = np.array([numbers[answer] for answer in rows["predicted"].to_pylist()])
     probabilities = np.stack([rows[f"probability_{name}"].to_numpy() for name in model.classes], axis=1)
-    # A video without a group is its own group.
-    groups = [
-        group or f"video:{video_id}"
-        for group, video_id in zip(rows["group"].to_pylist(), rows["video_id"].to_pylist(), strict=True)
-    ]
+    groups = list(map(group_of, rows["group"].to_pylist(), rows["video_id"].to_pylist()))
     tuned_on = model.content_digests()
     return {
         "clips_tuned_on": sum(d in tuned_on for d, part in zip(digests, taking_part, strict=True) if part),

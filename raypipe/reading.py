@@ -74,13 +74,13 @@ def fields_given(kind: type[Section], arguments: Sequence[str]) -> list[str]:
     return found
 
 
+NO_OTHER_FLAG = "with --resume a run goes on with the settings in its config.yaml; give no other flag"
+
+
 def _refuse_beside_resume(given: Sequence[str]) -> None:
     others = [name for name in given if name not in ("resume", "retry_failed")]
     if "resume" in given and others:
-        raise UserError(
-            "--resume: a run goes on with the settings in its config.yaml; give no other flag "
-            f"(--{others[0].replace('_', '-')})"
-        )
+        raise UserError(f"--{others[0].replace('_', '-')}: {NO_OTHER_FLAG}")
 
 
 def _file(given: str) -> Place:

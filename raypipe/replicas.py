@@ -1,9 +1,10 @@
-"""Training one model on several devices at once, exactly: N replicas give what one gives.
+"""Training one model on several devices at once: without dropout N replicas give exactly what one gives.
 
 The only module that touches TensorFlow. `tf.distribute.MirroredStrategy` keeps the replicas equal; what
 Keras gets wrong under it is put right here: gradients are clipped after they are summed over the
 replicas, an overflow on any replica skips the step, and every batch divides evenly, so that no replica is
-empty and no example counts double.
+empty and no example counts double. With dropout the replicas draw the same mask, each for its own part of
+the batch (decision 5).
 
 One strategy per process: TensorFlow cannot tear one down and start another.
 """

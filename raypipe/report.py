@@ -177,7 +177,7 @@ class RunReport:
     config: str
     """All that was asked, as YAML."""
     metric: str
-    """What `score` is; lower is better if it ends in "loss", else higher."""
+    """What `score` is; higher is better."""
     started: datetime
     wall_s: float
     features: str
@@ -185,6 +185,8 @@ class RunReport:
     backbone: str
     classes: tuple[ClassCount, ...]
     folds: int
+    validation_how: str
+    """How the validation side was judged, as `Side.how`."""
     outcomes: dict[str, int]
     trials: tuple[TrialResult, ...]
     best: BestResult | None
@@ -236,11 +238,11 @@ def render(run: RunReport) -> str:
         lineage,
     ):
         pages.filters[reading.__name__] = reading
-    board = leaderboard(run.trials, run.metric)
+    board = leaderboard(run.trials)
     best_id = run.best.trial_id if run.best else None
     curves = sorted((t for t in board if t.epochs), key=lambda t: t.trial_id != best_id)
     varying = varying_settings(run.trials)
-    scored = [trial for trial in board if trial.ended and math.isfinite(trial.score)]
+    scored = [trial for trial in board if trial.counts]
     return pages.get_template("report.html.j2").render(
         run=run,
         found=run.findings,

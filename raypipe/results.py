@@ -19,6 +19,7 @@ from raypipe.trial import Course
 Setting = str | int | float | bool | None | list[float]
 STATUSES = ("done", "running", "waiting", "pruned", "pending", "failed")
 """What a trial can be, in the order of the leaderboard. waiting: for the others of its population."""
+ENDED = ("done", "pruned", "failed")
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class TrialResult:
     message: str = ""
     score_interval: Interval = UNKNOWN
     reason: str = ""
-    """Of a failed trial: error, out_of_memory, killed or disk_full; of one cut short, why. `message` has the
-    words."""
+    """Of a failed trial: error, diverged, out_of_memory, killed or disk_full; of one cut short, why.
+    `message` has the words."""
     startup_s: float = math.nan
     """Seconds from the start of the trial in its process to its first step of training."""
     earlier: tuple[Leg, ...] = ()
@@ -78,7 +79,12 @@ class TrialResult:
 
     @property
     def ended(self) -> bool:
-        return self.status in ("done", "pruned", "failed")
+        return self.status in ENDED
+
+    @property
+    def counts(self) -> bool:
+        """Whether its score says what its settings are worth: it has ended, and not by a fault."""
+        return self.ended and self.status != "failed" and math.isfinite(self.score)
 
     @property
     def course(self) -> Course:
@@ -113,7 +119,8 @@ class Yardstick:
 @dataclass(frozen=True)
 class BestResult:
     """The chosen model, trained on the whole training side. `validation` is out of fold: each clip by a model
-    that had not seen its group, at an epoch, a temperature and a threshold chosen on the other folds."""
+    that had not seen its group, at an epoch, a temperature and a threshold chosen on the other folds; a
+    single fold chose its own."""
 
     trial_id: str
     config: TrialConfig
@@ -166,13 +173,12 @@ def trial_from_json(content: dict[str, Any]) -> TrialResult:
     return TrialResult(**values)
 
 
-def leaderboard(trials: Sequence[TrialResult], metric: str) -> list[TrialResult]:
+def leaderboard(trials: Sequence[TrialResult]) -> list[TrialResult]:
     """Trials by status, then best score first, those without a score last; of equal ones the first."""
-    sign = 1 if metric.endswith("loss") else -1
 
     def place(trial: TrialResult) -> tuple[int, bool, float, int, str]:
         unknown = math.isnan(trial.score)
-        score = 0.0 if unknown else sign * trial.score
+        score = 0.0 if unknown else -trial.score
         return STATUSES.index(trial.status), unknown, score, len(trial.trial_id), trial.trial_id
 
     return sorted(trials, key=place)

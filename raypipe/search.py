@@ -205,7 +205,7 @@ def warm_settings(config: TuneConfig, earlier: Sequence[TrialResult]) -> list[Tr
     """The best settings of an earlier run that this run's space could have drawn, each once, best first: up
     to half of this run's trials. What the space does not name stays as this run has it."""
     found: dict[str, TrialConfig] = {}
-    for trial in leaderboard([t for t in earlier if t.status in ("done", "pruned")], config.metric):
+    for trial in leaderboard([t for t in earlier if t.status in ("done", "pruned")]):
         model = str(trial.config["model"])
         if "model" not in config.space:
             model = config.trial.model

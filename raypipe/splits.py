@@ -2,8 +2,8 @@
 
 A side is a number: TEST, or the validation fold 0..K-1; ALWAYS_TRAIN where a manifest's `split` column
 says so. Groups are placed one after the other where their classes are missed most, larger ones first;
-the seed decides between equal choices. What was decided once is kept (`splits.json` beside the
-features), so a group never moves when others are added.
+the seed decides between equal choices. The last groups go where there is none yet. What was decided once
+is kept (`splits/` beside the features), so a group never moves when others are added.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from raypipe.errors import UserError
 
 TEST = -1
 ALWAYS_TRAIN = -2
+OWN = "video:"
 
 SPLIT_NAMES: Mapping[str, int] = {"train": ALWAYS_TRAIN, "val": 0, "validation": 0, "test": TEST}
 
@@ -37,10 +38,25 @@ class Splits:
     def test(self) -> NDArray[np.int64]:
         return np.flatnonzero(self.sides == TEST)
 
+    @property
+    def validation_how(self) -> str:
+        """What a reader should know of scores on the validation side."""
+        return "out of fold" if self.folds > 1 else "also used to choose"
+
     def fold(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Positions of the clips that train and of those that validate in one fold."""
         train = np.flatnonzero((self.sides != TEST) & (self.sides != number))
         return train, np.flatnonzero(self.sides == number)
+
+
+def group_of(group: str | None, video_id: str) -> str:
+    """A video without a group is its own group."""
+    return group or f"{OWN}{video_id}"
+
+
+def have_groups(groups: Sequence[str]) -> bool:
+    """Whether any of the groups that `group_of` gave is more than a single video."""
+    return not all(group.startswith(OWN) for group in groups)
 
 
 def assign_groups(
@@ -79,6 +95,9 @@ def assign_groups(
     for name in sorted(rest, key=lambda name: (-counts[name].sum(), _draw(seed, name))):
         # How much of what each side still misses, class by class, this group would bring.
         gain = ((target - placed) / target * counts[name]).sum(axis=1)
+        empty = placed.sum(axis=1) == 0
+        if empty.sum() >= len(names) - len(assigned):  # as many as there are groups left
+            gain = np.where(empty, gain, -np.inf)
         best = np.flatnonzero(np.isclose(gain, gain.max()))
         choice = min(best, key=lambda i: _draw(seed, f"{name}/{i}"))
         placed[choice] += counts[name]
@@ -105,16 +124,29 @@ def given_splits(splits: Sequence[str | None]) -> Splits:
     return Splits(sides, folds=1)
 
 
-def check_classes(labels: NDArray[np.int64], class_names: Sequence[str], splits: Splits) -> None:
-    """Raises UserError where some fold would train without a class."""
+def check_sides(
+    labels: NDArray[np.int64], class_names: Sequence[str], splits: Splits, *, tested: bool = False
+) -> None:
+    """Raises UserError where a fold would validate nothing or train without a class, or where with `tested`
+    the test side is empty."""
     if len(class_names) < 2:
         raise UserError(
             f"all clips have the label {class_names[0]!r}: a classifier needs at least two classes"
         )
+    if tested and not len(splits.test):
+        raise UserError(
+            "no clip is left on the test side: the groups that it was dealt have gone; "
+            "give --test-share 0 or another --seed, which deals the sides anew, or add videos"
+        )
     for fold in range(splits.folds):
-        train, _ = splits.fold(fold)
+        train, validation = splits.fold(fold)
+        if not len(validation):
+            raise UserError(
+                f"fold {fold + 1} has no clips to validate on: the groups that it was dealt have gone; "
+                "give fewer --folds, which deals the sides anew, or add videos"
+            )
         for number in sorted(set(range(len(class_names))) - set(labels[train].tolist())):
             raise UserError(
-                f"class {class_names[number]!r} has too few groups: fold {fold} would train without it; "
+                f"class {class_names[number]!r} has too few groups: fold {fold + 1} would train without it; "
                 "add videos of it from other sources, or lower --folds"
             )

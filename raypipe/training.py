@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from raypipe.checkpoints import TrialState, save_models
 from raypipe.config import Backend, TrialConfig
 from raypipe.engines import Engine, State, TrainingData, open_engine
+from raypipe.errors import Diverged
 from raypipe.splits import Splits
 from raypipe.telemetry import GpuMeter
 from raypipe.trial import (
@@ -70,7 +71,7 @@ def train_trial(
     part: Part | None = None,
 ) -> list[Epoch]:
     """Trains every fold until the mean validation loss stops falling; calls `on_epoch` after each epoch,
-    which ends the trial where it returns False.
+    which ends the trial where it returns False. Raises Diverged where a fold's answers are no numbers.
 
     Its files are in `folder`. A trial that was killed goes on there: `on_epoch` hears of its epochs again,
     but not of those that its `part` began with.
@@ -133,7 +134,7 @@ def refit(
     earlier: tuple[tuple[int, TrialConfig], ...] = (),
 ) -> NDArray[np.float32]:
     """Trains on the clips at `positions` as a trial did for as many epochs as there are `losses`, its mean
-    validation losses; saves the model and returns its probabilities of all clips."""
+    validation losses; saves the model and returns its probabilities of all clips. Raises Diverged."""
     course = Course(config, earlier)
     clips = clips.seen_as(config.view)
     opening = functools.partial(
@@ -152,8 +153,10 @@ def refit(
             engine.schedule.observe(losses[number - 2])
         order = epoch_order(positions, clips.labels, config, seed=(seed, 0, number))
         engine.train_epoch(order, weights)
+    probabilities = engine.predict(np.arange(len(clips.labels)))
+    refuse_diverged(probabilities, clips, what="the model of all training clips", epoch=len(losses))
     engine.model.save(save_to)
-    return engine.predict(np.arange(len(clips.labels)))
+    return probabilities
 
 
 # --- one epoch --------------------------------------------------------------------------------------
@@ -190,6 +193,8 @@ def _train_epoch(
         data_s += figures.data_s
         train_losses.append(figures.loss)
         probabilities[validation] = engine.predict(validation)
+        # A NaN means "not on this side" elsewhere: the fold would drop out of the scores without a word.
+        refuse_diverged(probabilities[validation], clips, what=f"fold {fold + 1}", epoch=number)
         after.append(engine.state())
     rate = engine.schedule(engine.optimizer.iterations - 1)
     epoch = Epoch(
@@ -203,6 +208,18 @@ def _train_epoch(
         gpu=meter.end(),
     )
     return epoch, after
+
+
+def refuse_diverged(probabilities: NDArray[np.float32], clips: ClipSet, *, what: str, epoch: int) -> None:
+    """Raises Diverged where an answer is not finite; `what` gave it after this epoch."""
+    if np.isfinite(probabilities).all():
+        return
+    broken = next((i for i, one in enumerate(clips.features) if not np.isfinite(one).all()), None)
+    if broken is not None:
+        why = f"the features of {clips.video_ids[broken]} are not finite; extract it again, or leave it out"
+    else:
+        why = "a lower learning_rate, a clip_norm, or precision float32 may keep it finite"
+    raise Diverged(f"{what} diverged in epoch {epoch}: {why}")
 
 
 def _save_models(

@@ -11,6 +11,7 @@ from raypipe.calibration import Calibration, best_temperature
 from raypipe.config import TrialConfig
 from raypipe.errors import UserError
 from raypipe.feature_map import FeatureSource
+from raypipe.metrics import cross_entropies
 from raypipe.splits import Splits
 from raypipe.telemetry import GpuFigures
 
@@ -152,13 +153,6 @@ class Epoch:
     def data_share(self) -> float:
         """Share of the epoch in which steps waited for clips."""
         return self.data_s / self.wall_s
-
-
-def cross_entropies(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of each clip, in nats; a probability of zero counts as 1e-7."""
-    right = probabilities[np.arange(len(labels)), labels]
-    losses: NDArray[np.float32] = -np.log(np.maximum(right, 1e-7))
-    return losses
 
 
 def validation_loss(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> float:

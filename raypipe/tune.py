@@ -7,24 +7,20 @@ python -m raypipe.tune --features s3://bucket/features --results s3://bucket/res
 
 import contextlib
 import errno
-import itertools
 import json
 import logging
 import os
 import re
 import shutil
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raypipe.best import judge_best, measure_yardstick, sentences, write_best
 from raypipe.checkpoints import STATES, Superseded
@@ -45,27 +41,25 @@ from raypipe.errors import RunFailed, UserError
 from raypipe.evidence import ended_trial, epoch_result, run_report
 from raypipe.failures import (
     NO_FAULT_OF_A_TRIAL,
-    behind,
     failure_of,
     failure_of_process,
-    is_disk_full,
-    storage_words,
 )
-from raypipe.files import read_array, write_array, write_atomically, write_json
+from raypipe.files import read_array, write_array, write_json
+from raypipe.folders import alone_in, begin, naming, new_run_folder, storage_watched
 from raypipe.leaderboard import Leaderboard, pending_trial, read_trial, read_trials, with_epoch
-from raypipe.lease import only_writer
 from raypipe.mirror import borrowed, mirrored
-from raypipe.reading import load_config, read_yaml, write_yaml
+from raypipe.reading import NO_OTHER_FLAG, load_config, read_yaml
+from raypipe.refit import PLAIN_LINE_S, SHOW_EVERY_S, train_best
 from raypipe.report import write_report
 from raypipe.results import BestResult, EpochResult, TrialResult, trial_as_json
 from raypipe.run import FAILED_FILE, Run
 from raypipe.scratch import scratch
 from raypipe.search import warm_settings
 from raypipe.space import Range
-from raypipe.steering import RETRIES, TIME_UP, Assignment, Steering
+from raypipe.steering import TIME_UP, Assignment, Steering
 from raypipe.storage import Place, StorageError, place
 from raypipe.store import FeatureStore
-from raypipe.training import Part, refit, train_trial
+from raypipe.training import train_trial
 from raypipe.trial import Epoch, best_epoch, out_of_fold, stopped
 
 if TYPE_CHECKING:
@@ -76,7 +70,6 @@ LOG = logging.getLogger("raypipe")
 
 REPORT_EVERY_S = 30.0
 """The page is also rewritten whenever a trial ends; drawing it takes the driver about a second."""
-PLAIN_LINE_S = 30.0
 ROOM_BYTES = 64 << 20
 """A disk with less is full."""
 
@@ -91,12 +84,12 @@ def main(config: TuneConfig) -> Place:
     elif retry:
         raise UserError("--retry-failed: goes with --resume results/NAME, the run whose trials failed")
     store = FeatureStore(config.features)
-    dataset = load_dataset(store, zero_fill=config.zero_fill_failed)
-    splits = split_dataset(dataset, config.splits, seed=config.seed, store=store)
     check_search(config)
+    dataset = load_dataset(store, zero_fill=config.zero_fill_failed)
     for trial in config.trials():
         check_trial(dataset.clips, trial)
     first = warm_settings(config, earlier_trials(config.warm_start)) if config.warm_start else []
+    splits = split_dataset(dataset, config.splits, seed=config.seed, store=store)  # kept from here on
     goes_on = folder is not None
     folder = folder or new_run_folder(place(config.results, flag="--results"), config.name)
     for name, train, test, groups in class_counts(dataset, splits):
@@ -166,7 +159,7 @@ def begun(config: TuneConfig) -> tuple[TuneConfig, Place]:
     """The settings and the folder of the run that --resume names. Raises UserError where there is none."""
     folder = place(str(config.resume), flag="--resume")
     if config.model_copy(update={"resume": None, "config": None, "retry_failed": False}) != TuneConfig():
-        raise UserError("--resume: a run goes on with the settings in its config.yaml; give no other flag")
+        raise UserError(f"--resume: {NO_OTHER_FLAG}")
     with naming(f"--resume {config.resume}"):
         if not (folder / "config.yaml").is_file():
             raise UserError(
@@ -179,15 +172,6 @@ def begun(config: TuneConfig) -> tuple[TuneConfig, Place]:
             "(scheduler pbt); start a new run, perhaps with --warm-start"
         )
     return kept, folder
-
-
-@contextmanager
-def naming(what: str) -> Iterator[None]:
-    """Turns a storage that does not answer before the run has begun into one sentence."""
-    try:
-        yield
-    except StorageError as error:
-        raise UserError(f"{what}: cannot be read: {error}") from None
 
 
 def check_search(config: TuneConfig) -> None:
@@ -213,58 +197,6 @@ def earlier_trials(folder: str) -> list[TrialResult]:
     if not found:
         raise UserError(f"--warm-start {folder}: no trials there; give a folder that tune made, results/NAME")
     return found
-
-
-def new_run_folder(results: Place, name: str | None, *, kind: str = "tune") -> Place:
-    """RESULTS/NAME, which must be new; without a name the next free one of tune, tune-2, ... (the `kind`)."""
-    with naming(f"--results {results}"):
-        if name is None:
-            names = (f"{kind}-{number}" if number > 1 else kind for number in itertools.count(1))
-            name = next(free for free in names if not (results / free).exists())
-        folder = results / name
-        if folder.exists():
-            raise UserError(
-                f"--name {name}: {folder} exists; choose another name, "
-                f"or go on with it: {resume_command(folder)}"
-            )
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"--name {name}: {folder} cannot be made: {error.strerror or error}") from None
-    return folder
-
-
-def begin(config: TuneConfig, folder: Place) -> None:
-    """Makes a folder that this run alone holds its own."""
-    if (folder / "config.yaml").exists():  # in a bucket nothing tells of a folder before something is in it
-        raise UserError(f"{folder}: another run began there at the same time; run the command again")
-    write_yaml(config, folder / "config.yaml")
-
-
-def alone_in(folder: Place) -> AbstractContextManager[Callable[[], None]]:
-    """Refuses a second process that works on the same run. Raises UserError."""
-    refuse = "another process works on this run; wait for it, or end it"
-    return only_writer(folder, named=str(folder), refuse=refuse)
-
-
-@contextmanager
-def storage_watched(folder: Place, *, go_on: str) -> Iterator[None]:
-    """Turns a full disk or a storage that does not answer, wherever it was met, into one sentence with what
-    to type then."""
-    try:
-        yield
-    except Exception as error:
-        for own in behind(error):  # Ray Tune wraps what a callback raises
-            if isinstance(own, UserError):  # it says where, and what to do
-                raise own from None
-        if is_disk_full(error):
-            where = folder if isinstance(folder, Path) else tempfile.gettempdir()
-            said = f"{where}: No space left on device; make room there"
-        elif words := storage_words(error):
-            said = f"{folder}: the storage fails: {words}; mend that"
-        else:
-            raise
-        raise RunFailed(f"{said}, then go on: {go_on}") from None
 
 
 def planned_at_once(folder: Place, config: TuneConfig, cluster: Cluster, claim: Claim, data: str) -> int:
@@ -408,7 +340,12 @@ def board_callback(run: Run, board: Leaderboard, steering: Steering, page: Calla
     class BoardCallback(Callback):
         def __init__(self) -> None:
             self._line, self._meter = LiveLine(plain_s=PLAIN_LINE_S), RunMeter()
-            self._started_s = self._written_s = time.monotonic()
+            self._started_s = self._written_s = self._shown_s = time.monotonic()
+
+        def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
+            # Ray Tune's loop turns many times a second, also while nothing happens.
+            if time.monotonic() - self._shown_s > SHOW_EVERY_S:
+                self._show()
 
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
             number = trial.config["number"]
@@ -478,7 +415,7 @@ def board_callback(run: Run, board: Leaderboard, steering: Steering, page: Calla
             self._line.close()
 
         def _show(self) -> None:
-            now_s = time.monotonic()
+            now_s = self._shown_s = time.monotonic()
             elapsed_s = now_s - self._started_s
             self._line.show(board.live_table(elapsed_s), plain=board.line(elapsed_s))
             if now_s - self._written_s > REPORT_EVERY_S:
@@ -594,80 +531,6 @@ def why_no_trial(board: Leaderboard, run: Run) -> str:
         f"all {len(failed)} trials that ended failed; the first ({first.reason}): {first.message}; "
         f"their errors are in {run.trials}"
     )
-
-
-# --- the best trial -------------------------------------------------------------------------------
-
-
-def train_best(run: Run, best: TrialResult) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """Trains the best trial on the whole training side into best/, and with --protocol both once more on
-    random folds: raw probabilities of all clips [N, C], and out of those folds."""
-    import ray
-
-    run.best.mkdir(exist_ok=True)
-    # A process of its own each: its devices may differ from the trials'.
-    trainer = ray.remote(BestTrainer).options(
-        num_cpus=run.claim.cpus, num_gpus=run.claim.gpus, max_restarts=RETRIES, max_task_retries=RETRIES
-    )
-    shared = ray.put(run)
-    whole = trainer.remote()
-    tasks = [whole.refit.options(name=f"refit trial {best.trial_id}").remote(shared, best)]
-    if run.config.splits.protocol == "both":
-        dealt = trainer.remote()
-        tasks.append(dealt.random_folds.options(name="random folds").remote(shared, best))
-    try:
-        refitted, *rest = ray.get(tasks)
-    except ray.exceptions.RayError as error:
-        raise RunFailed(
-            f"trial {best.trial_id} could not be trained on all clips: {failure_of_process(str(error))[1]}; "
-            f"to try again: {resume_command(run.folder)}"
-        ) from error
-    return refitted, rest[0] if rest else None
-
-
-class BestTrainer:
-    """Trains the best trial once more, on the GPUs that Ray gave its process. An actor: Ray waits for ever
-    for a task on a node that falls silent (decision 22)."""
-
-    def refit(self, run: Run, best: TrialResult) -> NDArray[np.float32]:
-        """On the whole training side."""
-        import ray
-
-        with scratch() as folder:
-            model = folder / "model.keras"
-            probabilities = refit(
-                run.dataset.clips,
-                run.splits.training,
-                best.course.config,
-                losses=[epoch.loss for epoch in best.epochs[: best.best_epoch]],
-                gpus=len(ray.get_gpu_ids()),
-                replicas=run.claim.replicas,
-                seed=run.config.seed,
-                save_to=str(model),
-                backend=run.config.backend,
-                earlier=best.course.earlier,
-            )
-            write_atomically(run.best / "model.keras", model.read_bytes())
-        return probabilities
-
-    def random_folds(self, run: Run, best: TrialResult) -> NDArray[np.float32]:
-        """On folds that ignore groups."""
-        import ray
-
-        with mirrored(run.best / "random-folds", last=STATES) as mirror:
-            epochs = train_trial(
-                run.dataset.clips,
-                run.random_splits,
-                best.course.config,
-                gpus=len(ray.get_gpu_ids()),
-                replicas=run.claim.replicas,
-                seed=run.config.seed,
-                folder=mirror.folder,
-                on_epoch=lambda _: mirror.push_in_passing(),
-                backend=run.config.backend,
-                part=Part(until=best.course.config.epochs, earlier=best.course.earlier),
-            )
-        return out_of_fold(epochs, run.random_splits)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ It takes seconds and has nothing to tune, so a search that is not better by more
 its cost, and says so.
 """
 
-import time
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,22 +38,23 @@ def pooled(clips: ClipSet) -> NDArray[np.float32]:
     return found
 
 
-def predict_yardstick(
-    clips: ClipSet, splits: Splits, *, seed: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
-    """Probabilities [N, C] out of fold, NaN elsewhere; [N, C] of the test side by a model of the whole
-    training side, NaN elsewhere; and the seconds it took."""
-    started_s = time.monotonic()
-    x = pooled(clips)
-    classes = len(clips.class_names)
+def predict_folds(clips: ClipSet, splits: Splits, *, seed: int) -> NDArray[np.float32]:
+    """Probabilities [N, C] out of fold, NaN elsewhere. The test side is not read."""
+    x, classes = pooled(clips), len(clips.class_names)
     out_of_fold = np.full((len(x), classes), np.nan, np.float32)
-    test = np.full_like(out_of_fold, np.nan)
     for fold in range(splits.folds):
         train, validation = splits.fold(fold)
         out_of_fold[validation] = _fit_predict(x, clips.labels, train, validation, classes, seed=seed)
+    return out_of_fold
+
+
+def predict_test(clips: ClipSet, splits: Splits, *, seed: int) -> NDArray[np.float32]:
+    """Probabilities [N, C] of the test side by a model of the whole training side, NaN elsewhere."""
+    x, classes = pooled(clips), len(clips.class_names)
+    test = np.full((len(x), classes), np.nan, np.float32)
     if len(splits.test):
         test[splits.test] = _fit_predict(x, clips.labels, splits.training, splits.test, classes, seed=seed)
-    return out_of_fold, test, time.monotonic() - started_s
+    return test
 
 
 def _fit_predict(

@@ -1,5 +1,6 @@
 """Feature stores made up in a moment: what `tune` needs to be tested without extracting anything."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +36,16 @@ def make_store(
     failed: int = 0,
     splits: tuple[str | None, ...] = (None,),
     grouped: bool = True,
+    turned: Collection[str] = (),
 ) -> FeatureStore:
-    """`clips` clips of classes in turn; the features of class k are shifted by k * signal."""
+    """`clips` clips of classes in turn; the features of class k are shifted by k * signal. Those `turned`
+    have the label of the next class, and features of the other sign."""
     rng = np.random.default_rng(0)
     rows, features = [], []
     for i in range(clips + failed):
         is_failed = i >= clips
-        label = classes[(i // clips_per_group) % len(classes)]
+        is_turned = f"clip{i:03}.mp4" in turned
+        label = classes[(i // clips_per_group + is_turned) % len(classes)]
         rows.append(
             {
                 "video_id": f"clip{i:03}.mp4",
@@ -56,6 +60,7 @@ def make_store(
             }
         )
         values = rng.normal(size=(SPEC.steps, SPEC.dim)) + signal * classes.index(label)
+        values = -values if is_turned else values
         features.append(None if is_failed else values.astype(np.float16).tobytes())
     store = FeatureStore(path)
     with store.writing(SPEC):

@@ -17,6 +17,7 @@ from raypipe.dataset import load_dataset, split_dataset
 from raypipe.leaderboard import pending_trial
 from raypipe.results import BestResult, Yardstick
 from raypipe.run import Run
+from raypipe.splits import TEST
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,29 @@ def judged(run: Run, *, right: float) -> tuple[BestResult, Yardstick]:
     yardstick = measure_yardstick(run, run.splits)
     best = judge_best(run, trial, yardstick, out_of_fold=folds, refit=raw, random_folds=folds)
     return best, yardstick
+
+
+def without_test_side(run: Run) -> Run:
+    """The same run, the clips of its test side with other labels and features that no model can read."""
+    clips, test = run.dataset.clips, run.splits.test
+    features, labels = np.array(clips.features), clips.labels.copy()
+    features[test], labels[test] = np.nan, 1 - labels[test]
+    changed = replace(clips, features=features, labels=labels, source=None)
+    return replace(run, dataset=replace(run.dataset, clips=changed))
+
+
+def test_what_is_measured_on_random_folds_does_not_read_the_test_side(run):
+    whole, yardstick = judged(run, right=0.7)
+    labels = run.dataset.clips.labels
+    raw = np.where(labels[:, None] == [0, 1], 0.7, 0.3).astype(np.float32)
+    folds = np.where((run.splits.sides != TEST)[:, None], raw, np.nan)
+    trial = replace(pending_trial("3", TrialConfig()), status="done", best_epoch=4)
+    blind = without_test_side(run)
+    best = judge_best(blind, trial, yardstick, out_of_fold=folds, refit=raw, random_folds=folds)
+    assert best.random_yardstick is not None and whole.random_yardstick is not None
+    assert best.random_yardstick.evaluation == whole.random_yardstick.evaluation
+    with pytest.raises(ValueError, match="NaN"):  # it would have been noticed
+        measure_yardstick(blind, blind.splits)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from raypipe.dataset import (
     split_dataset,
 )
 from raypipe.errors import UserError
-from raypipe.splits import TEST
 from raypipe.trial import ClipSet
 
 
@@ -58,10 +57,32 @@ def test_sides_are_kept_beside_the_features(tmp_path):
     first = split_dataset(dataset, SplitConfig(), seed=0, store=store)
     (file,) = (tmp_path / "splits").iterdir()
     kept = json.loads(file.read_text())
-    moved = {group: (0 if side != 0 else 1) for group, side in kept.items() if side != TEST}
+    moved = {group: 1 - side for group, side in kept.items() if side in (0, 1)}
     file.write_text(json.dumps(kept | moved))
     second = split_dataset(dataset, SplitConfig(), seed=0, store=store)
     assert (first.sides != second.sides).any(), "what was decided once is read, not decided again"
+
+
+@pytest.mark.parametrize("content", ['{"g1": ', '["g1"]', '{"g1": "test"}', "\x00\xff"])
+def test_a_damaged_file_of_sides_is_refused_by_name(tmp_path, content):
+    store = make_store(tmp_path)
+    dataset = load_dataset(store)
+    split_dataset(dataset, SplitConfig(), seed=0, store=store)
+    (file,) = (tmp_path / "splits").iterdir()
+    file.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=rf"{file}: is damaged; .* remove it, and the groups are dealt anew"):
+        split_dataset(dataset, SplitConfig(), seed=0, store=store)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(UserError, match=rf"{file}: cannot be read: Is a directory"):
+        split_dataset(dataset, SplitConfig(), seed=0, store=store)
+
+
+def test_sides_that_cannot_be_kept_are_a_sentence(tmp_path):
+    store = make_store(tmp_path)
+    (tmp_path / "splits").touch()  # as little to be written in as a folder on a read-only disk
+    with pytest.raises(UserError, match=r"the sides of the groups cannot be kept: .*make that folder"):
+        split_dataset(load_dataset(store), SplitConfig(), seed=0, store=store)
 
 
 def test_the_manifests_split_wins(tmp_path):

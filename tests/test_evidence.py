@@ -24,6 +24,10 @@ def test_a_side_is_the_clips_that_have_an_answer():
 @pytest.mark.parametrize(
     ("store", "said"),
     [
+        (
+            {"splits": ("train",) * 4 + ("val", "test")},
+            "There is one validation side (the manifest's split col",
+        ),
         ({"failed": 2}, "2 clips failed in extraction and take no part"),
         ({"grouped": False}, "The videos have no groups"),
         ({}, "GPU use, memory and energy were not measured: the cluster has no GPU."),
@@ -33,7 +37,9 @@ def test_what_a_reader_should_know(store, said, tmp_path):
     features = make_store(tmp_path, **store)
     dataset = load_dataset(features)
     splits = split_dataset(dataset, SplitConfig(), seed=0, store=features)
-    assert any(note.startswith(said) for note in notes(dataset, splits, TWO_CPUS))
+    told = notes(dataset, splits, TWO_CPUS)
+    assert any(note.startswith(said) for note in told)
+    assert any("the very clips" in note for note in told) == (splits.folds == 1)
 
 
 def test_versions_name_what_the_numbers_depend_on():

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 
+from raypipe.errors import Diverged
 from raypipe.failures import failure_of, failure_of_process, is_disk_full, sentence_of
 from raypipe.storage import StorageError
 
@@ -35,6 +36,10 @@ def wrap_a_storage_that_is_away() -> None:
         raise RuntimeError("could not save") from error
 
 
+def diverge() -> None:
+    raise Diverged("fold 3 diverged in epoch 7: a lower learning_rate may help")
+
+
 class ResourceExhaustedError(Exception):
     """TensorFlow's is known by its name."""
 
@@ -47,6 +52,7 @@ class ResourceExhaustedError(Exception):
         (fill_the_disk, "disk_full", "No space left on device"),
         (wrap_a_full_disk, "disk_full", "could not save"),
         (wrap_a_storage_that_is_away, "storage", "When putting: no answer"),
+        (diverge, "diverged", "fold 3 diverged in epoch 7: a lower"),
     ],
 )
 def test_an_error_has_a_reason(act, reason, words):
@@ -57,6 +63,21 @@ def test_an_error_has_a_reason(act, reason, words):
 def test_tensorflows_own_memory_error():
     error = ResourceExhaustedError("OOM when allocating tensor with shape[32,4096]")
     assert failure_of(error)[0] == "out_of_memory"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.",
+        "INTERNAL: failed to create a stream: CUDA_ERROR_OUT_OF_MEMORY: out of memory",
+        "Failed to load in-memory CUBIN: out of memory",
+    ],
+)
+def test_memory_errors_that_have_no_class_of_their_own(words):
+    assert failure_of(RuntimeError(words))[0] == "out_of_memory"
+    wrapped = ValueError("the step failed")
+    wrapped.__cause__ = RuntimeError(words)
+    assert failure_of(wrapped)[0] == "out_of_memory"
 
 
 @pytest.mark.parametrize(
@@ -88,4 +109,5 @@ def test_hdf5_says_it_without_a_number():
 
 def test_an_error_is_one_sentence():
     assert sentence_of("Failure # 1\nTraceback ...\nValueError: no memory\n") == "ValueError: no memory"
+    assert sentence_of("Traceback ...\nraypipe.errors.Diverged: fold 1 diverged") == "fold 1 diverged"
     assert sentence_of("") == "unknown error"

@@ -1,5 +1,6 @@
 """What a finished search is found to be, on a made-up store and real small videos."""
 
+import shlex
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,9 @@ from raypipe.config import SplitConfig, TrialConfig, TuneConfig
 from raypipe.dataset import load_dataset, split_dataset
 from raypipe.evidence import commands, held_out_side, out_of_fold_side
 from raypipe.findings import addresses, energy_j, find, group_results, surest_misses
+from raypipe.folders import begin, new_run_folder
 from raypipe.leaderboard import Leaderboard, pending_trial
+from raypipe.reading import load_config
 from raypipe.results import BestResult, SideResult, Yardstick
 from raypipe.run import Run
 
@@ -75,6 +78,13 @@ def test_a_finished_search(run: Run) -> None:
     assert found.cost.cpu_hours == 1.0 and np.isnan([found.cost.gpu_hours, found.cost.energy_kwh]).all()
 
 
+def test_one_fold_is_not_called_out_of_fold(run: Run) -> None:
+    one = replace(run, splits=replace(run.splits, sides=np.minimum(run.splits.sides, 0), folds=1))
+    best, yardstick = best_of(one)
+    validation, _ = find(one, board_of(one), best, yardstick).sides
+    assert (validation.title, validation.how) == ("Validation", "also used to choose")
+
+
 def test_groups_with_the_most_mistakes_come_first(run: Run) -> None:
     best, _ = best_of(run)
     found = group_results(run, best)
@@ -118,10 +128,18 @@ def test_energy_is_the_sum_of_all_epochs_or_not_measured(run: Run) -> None:
 
 def test_the_commands_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.folder.parent)
-    monkeypatch.setattr("sys.argv", ["tune.py", "--features", "my features"])
     said = commands(run)
-    assert said.repeat == "python -m raypipe.tune --features 'my features'"
+    assert said.repeat == "python -m raypipe.tune --config run/config.yaml --name run-again"
     assert said.resume == "python -m raypipe.tune --resume run"
     assert said.predict == "python -m raypipe.predict --model run --input new_videos/"
-    monkeypatch.setattr("sys.argv", ["tune.py", "--resume", "run"])
-    assert commands(run).repeat == "python -m raypipe.tune --config run/config.yaml --name run-again"
+
+
+def test_the_command_to_repeat_is_taken(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.folder.parent)
+    asked = TuneConfig(name="mine", num_samples=3, results=str(run.folder.parent / "my results"))
+    folder = new_run_folder(Path(asked.results), asked.name)
+    begin(asked, folder)
+    repeat = shlex.split(commands(replace(run, folder=folder, config=asked)).repeat)
+    again = load_config(TuneConfig, repeat[3:], prog="tune")
+    assert again.model_copy(update={"name": "mine", "config": None}) == asked
+    assert new_run_folder(Path(again.results), again.name).name == "mine-again"

@@ -33,6 +33,14 @@ def test_what_the_score_depends_on_comes_first_and_stands_out() -> None:
     assert importances(drawn(40), ["dropout", "model", "rate"], seed=0) == rows, "repeatable"
 
 
+def test_failed_trials_do_not_count() -> None:
+    trials = drawn(20)
+    wrong = [trial(n, 5.0, status="failed", rate=1.0, model="gru", dropout=1.0) for n in range(20, 40)]
+    assert importances([*trials, *wrong], ["dropout", "rate"], seed=0) == importances(
+        trials, ["dropout", "rate"], seed=0
+    )
+
+
 def test_too_few_trials_tell_nothing() -> None:
     trials = drawn(FEWEST_TRIALS - 1) + drawn(5, status="running") + [trial(99, math.nan, rate=0.1)]
     assert importances(trials, ["rate"], seed=0) == ()

@@ -40,6 +40,7 @@ def importers(package: str) -> set[str]:
                 "extract.py",
                 "tune.py",
                 "predict.py",
+                "refit.py",
                 "compare.py",
                 "cluster.py",
                 "monitoring.py",

@@ -37,6 +37,16 @@ def test_the_line_says_what_runs_what_is_best_and_how_long():
     )
 
 
+def test_a_trial_that_failed_does_not_lead():
+    board = board_of_three()
+    unknown = (float("nan"),) * 2
+    board.put(replace(board.get("1"), status="failed", score=0.99, score_interval=unknown))
+    assert "best auc 0.800 (0.750 to 0.850, trial 2)" in board.line(20)
+    assert "best auc 0.800 (0.750 to 0.850): trial 2" in board.live_table(20)
+    board.put(replace(board.get("2"), score_interval=unknown))
+    assert "best auc 0.800 (trial 2)" in board.line(20) and "nan" not in board.live_table(20)
+
+
 def test_the_time_left_counts_from_where_a_run_goes_on():
     before = [replace(pending_trial(str(n), TrialConfig()), status="done", score=0.5) for n in range(1, 9)]
     board = Leaderboard(total=10, metric="auc", before=before)

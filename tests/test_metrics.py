@@ -5,6 +5,7 @@ import pytest
 
 from raypipe.metrics import (
     bootstrap,
+    cross_entropies,
     evaluate,
     group_weights,
     paired_differences,
@@ -161,3 +162,9 @@ def test_many_clips_are_resampled_in_parts(monkeypatch):
     groups = [str(i) for i in range(50)]
     monkeypatch.setattr("raypipe.metrics.WEIGHTS_AT_ONCE", 50 * 100)
     assert len(bootstrap(labels, probabilities, groups)["auc"]) == 1000
+
+
+def test_cross_entropy_by_hand():
+    probabilities = np.array([[0.5, 0.5], [0.0, 1.0]], np.float32)
+    assert cross_entropies(np.array([0, 1]), probabilities).tolist() == pytest.approx([np.log(2), 0])
+    assert cross_entropies(np.array([0, 0]), probabilities)[1] == pytest.approx(-np.log(1e-7))

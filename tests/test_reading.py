@@ -169,7 +169,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         (
             TuneConfig,
             "--resume results/tune --retry-failed --seed 0",
-            "--resume: a run goes on with the settings in its config.yaml; give no other flag (--seed)",
+            "--seed: with --resume a run goes on with the settings in its config.yaml; give no other flag",
         ),
         (TuneConfig, "--space width", "Unrecognized options: --space, width"),
         (

@@ -65,6 +65,17 @@ def test_every_model_trains_on_four_replicas_as_on_one(trained):
         np.testing.assert_allclose(four[model]["after"], trained[1][model]["after"], atol=1e-5)
 
 
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_with_dropout_the_replicas_share_a_mask(trained, replicas):
+    """What decision 5 says of dropout. Once this fails, Keras draws a mask for each replica."""
+    first, *others = trained[replicas]["masks"]
+    assert len(others) == replicas - 1 and 10 < first.count(0.0) < 54
+    assert all(other == first for other in others)
+    one, several = trained[1]["dropout"], trained[replicas]["dropout"]
+    assert one["losses"][0] > one["losses"][-1] and several["losses"][0] > several["losses"][-1], "both learn"
+    assert not np.allclose(several["losses"], one["losses"], rtol=1e-3), "not the same"
+
+
 def test_clipping_does_something_here(trained):
     # Otherwise the test above would not see clipping at the wrong place.
     assert trained[1]["mean_pool"]["losses"][1:] != trained[1]["never clipped"]["losses"][1:]

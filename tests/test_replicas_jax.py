@@ -32,6 +32,10 @@ def test_two_devices_train_as_one(trained, case):
     np.testing.assert_array_equal(one["before"], 0.5)
 
 
+def test_two_devices_drop_what_one_does(trained):
+    np.testing.assert_allclose(trained[2]["dropout"]["losses"], trained[1]["dropout"]["losses"], rtol=1e-5)
+
+
 def test_it_trains_as_tensorflow_does(trained):
     tensorflow = run_cases({2: CASES})[2]
     for case in CASES:

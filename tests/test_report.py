@@ -138,6 +138,7 @@ def run_report(names: Sequence[str] = TWO) -> RunReport:
         backbone="efficientnet_lite0",
         classes=tuple(ClassCount(name, 60 + i, 20 + i, 9) for i, name in enumerate(names)),
         folds=4,
+        validation_how="out of fold",
         outcomes={"ok": 97, "partial": 1, "failed": 2},
         trials=(trial("t-low", 0.7, learning_rate=0.01), trial("t-high", 0.9, learning_rate=0.001)),
         best=BestResult(
@@ -262,6 +263,15 @@ def test_charts_state_their_finding_for_those_who_cannot_see_them(tmp_path: Path
     assert len(charts) == html.count("<desc") == html.count("<figcaption><b>") - 2  # less two confusions
     assert all("currentColor" in one and not re.search(r"#01020\d|font-family", one) for one in charts)
     assert html.count("<summary>The numbers</summary>") == len(charts)
+
+
+def test_one_validation_side_is_not_called_out_of_fold(tmp_path: Path) -> None:
+    one = replace(run_report(), folds=1, validation_how="also used to choose")
+    sides = tuple(replace(side, how="also used to choose") for side in findings(TWO).sides)
+    text = " ".join(
+        written(tmp_path, replace(one, findings=replace(findings(TWO), sides=sides))).text.split()
+    )
+    assert "also used to choose" in text and "out of fold" not in text
 
 
 def test_whether_the_search_has_earned_its_cost(tmp_path: Path) -> None:

@@ -4,7 +4,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.errors import UserError
-from raypipe.splits import ALWAYS_TRAIN, TEST, Splits, assign_groups, check_classes, given_splits
+from raypipe.splits import (
+    ALWAYS_TRAIN,
+    TEST,
+    Splits,
+    assign_groups,
+    check_sides,
+    given_splits,
+    group_of,
+    have_groups,
+)
 
 
 def clips_of(sizes: dict[str, tuple[int, int]]) -> tuple[list[str], list[str]]:
@@ -44,6 +53,34 @@ def test_no_group_moves_when_others_are_added(sizes, more):
     assert {group: after[group] for group in sizes} == before
 
 
+@given(group_sizes, group_sizes, st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_no_side_is_empty_where_there_are_enough_groups(sizes, more, seed):
+    few = dict(list(sizes.items())[:6])
+    sides = assign_groups(*clips_of(few), folds=5, test_share=0.2, seed=seed)
+    assert set(sides.values()) == {TEST, 0, 1, 2, 3, 4}, "six groups, six sides"
+    grown = assign_groups(*clips_of(more | sizes), folds=5, test_share=0.2, seed=seed, kept=sides)
+    assert {group: grown[group] for group in few} == sides, "and none moves later"
+
+
+@pytest.mark.parametrize("count", [6, 7, 10])
+def test_a_few_groups_of_one_class_each_leave_no_side_empty(count):
+    groups, labels = clips_of({f"g{i}": (2, 0) if i % 2 else (0, 2) for i in range(count)})
+    for seed in range(10):
+        sides = assign_groups(groups, labels, folds=5, test_share=0.2, seed=seed)
+        assert set(sides.values()) == {TEST, 0, 1, 2, 3, 4}
+
+
+def test_sides_whose_groups_have_gone_are_refused():
+    labels = np.array([0, 1, 0, 1])
+    with pytest.raises(UserError, match=r"fold 2 has no clips to validate on: .*give fewer --folds"):
+        check_sides(labels, ["a", "b"], Splits(np.array([0, 0, 2, 2]), folds=3))
+    whole = Splits(np.array([0, 0, 1, 1]), folds=2)
+    check_sides(labels, ["a", "b"], whole)
+    with pytest.raises(UserError, match=r"no clip is left on the test side: .*--test-share 0"):
+        check_sides(labels, ["a", "b"], whole, tested=True)
+
+
 def test_small_groups_give_balanced_classes_on_every_side():
     sizes = {f"g{i}": (2, 0) if i % 5 else (0, 2) for i in range(100)}
     groups, labels = clips_of(sizes)
@@ -76,13 +113,22 @@ def test_fewer_groups_than_folds_is_an_error():
 
 def test_a_fold_that_would_train_without_a_class_is_an_error():
     splits = Splits(np.array([0, 0, 1, 1]), folds=2)
-    with pytest.raises(UserError, match=r"class 'b' has too few groups: fold 1"):
-        check_classes(np.array([0, 0, 0, 1]), ["a", "b"], splits)
+    with pytest.raises(UserError, match=r"class 'b' has too few groups: fold 2"):
+        check_sides(np.array([0, 0, 0, 1]), ["a", "b"], splits)
 
 
 def test_one_class_only_is_an_error():
     with pytest.raises(UserError, match=r"all clips have the label 'a'"):
-        check_classes(np.array([0, 0]), ["a"], Splits(np.array([0, 1]), folds=2))
+        check_sides(np.array([0, 0]), ["a"], Splits(np.array([0, 1]), folds=2))
+
+
+def test_a_video_without_a_group_is_its_own():
+    assert [group_of("g", "a.mp4"), group_of(None, "a.mp4"), group_of("", "b.mp4")] == [
+        "g",
+        "video:a.mp4",
+        "video:b.mp4",
+    ]
+    assert have_groups(["g", "video:a.mp4"]) and not have_groups(["video:a.mp4", "video:b.mp4"])
 
 
 def test_a_given_split_wins():

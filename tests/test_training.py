@@ -13,14 +13,17 @@ import h5py
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from train_trial import CONFIG
+from train_trial import CONFIG, clips
+
+from raypipe.errors import Diverged
+from raypipe.training import refuse_diverged
 
 pytestmark = pytest.mark.timeout(900)  # starts several processes, on machines that may be busy
 SCRIPT = Path(__file__).with_name("train_trial.py")
 TIMES = {"epoch_s", "data_share"}
 KILLS = [
     [("epoch", 1), ("fold", 5), ("epoch", 6)],  # after epoch 1, in the midst of epoch 3, after epoch 6
-    [("rename", 9), ("fold", 2), ("rename", 10)],  # all in epoch 2; the last one is the commit itself
+    [("rename", 12), ("fold", 2), ("rename", 11)],  # all in epoch 2; the last one is the commit itself
 ]
 """Two trials, and where each is killed, one kill after the other."""
 
@@ -108,7 +111,7 @@ def test_what_is_kept_of_a_trial(trials):
     folder = trials[0]
     kept = {file.name for file in (folder / "checkpoints").iterdir()}
     folds = ("fold-1", "fold-2", "fold-3")
-    names = ("best", "epoch-0002", "epoch-0004", "epoch-0006")
+    names = ("best", *(f"epoch-{number:04}" for number in range(1, CONFIG.epochs + 1)))
     assert kept == {f"{fold}-{name}.keras" for fold in folds for name in names}
     row = history(folder)[-1]
     assert (row["gpu_use"], row["gpu_memory_mb"], row["energy_j"]) == ("", "", ""), "not measured here"
@@ -123,8 +126,58 @@ def test_what_is_kept_of_a_trial(trials):
 def test_the_best_checkpoint_is_of_the_best_epoch(trials):
     losses = [float(row["loss"]) for row in history(trials[0])]
     best = losses.index(min(losses)) + 1
-    if best % 2 == 0:
-        names = ("best", f"epoch-{best:04}")
-        one, other = (weights(trials[0] / "checkpoints" / f"fold-1-{name}.keras") for name in names)
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name])
+    another = best % CONFIG.epochs + 1
+    kept, same, other = (
+        weights(trials[0] / "checkpoints" / f"fold-1-{name}.keras")
+        for name in ("best", f"epoch-{best:04}", f"epoch-{another:04}")
+    )
+    assert len(kept) > 5
+    for name in kept:
+        np.testing.assert_array_equal(kept[name], same[name])
+    assert any((kept[name] != other[name]).any() for name in kept)
+
+
+TWICE = """
+import sys
+from pathlib import Path
+from train_trial import main
+for name in ("first", "second"):
+    main(Path(sys.argv[1]) / name)
+"""
+
+
+def test_what_a_process_trained_before_leaves_no_trace(trials, tmp_path):
+    command = [sys.executable, "-c", TWICE, tmp_path]
+    subprocess.run(command, cwd=SCRIPT.parent, check=True, capture_output=True)
+    assert any("dense/kernel" in tag for tag in curves(trials[0]))
+    assert curves(tmp_path / "second") == curves(tmp_path / "first") == curves(trials[0])
+
+
+# --- a model whose answers are no numbers any more ------------------------------------------------------
+
+BROKEN = """
+import sys
+from pathlib import Path
+import train_trial
+broken = train_trial.clips()
+broken.features[5] = float("inf")
+train_trial.clips = lambda: broken
+train_trial.main(Path(sys.argv[1]))
+"""
+
+
+def test_a_fold_that_diverges_ends_the_trial(tmp_path):
+    command = [sys.executable, "-c", BROKEN, tmp_path]
+    said = subprocess.run(command, cwd=SCRIPT.parent, capture_output=True, text=True).stderr
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("raypipe.errors.Diverged: fold 1 diverged in epoch 1: the features of clip5.mp4")
+    assert not (tmp_path / "history.csv").exists(), "no epoch counts in which a fold is missing"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_divergence_says_what_to_change(bad):
+    answers = np.full((4, 2), 0.5, np.float32)
+    refuse_diverged(answers, clips(), what="fold 3", epoch=7)
+    answers[2, 1] = bad
+    with pytest.raises(Diverged, match=r"^fold 3 diverged in epoch 7: a lower learning_rate"):
+        refuse_diverged(answers, clips(), what="fold 3", epoch=7)

@@ -3,6 +3,7 @@ import pytest
 
 from raypipe.config import TrialConfig
 from raypipe.errors import UserError
+from raypipe.metrics import cross_entropies
 from raypipe.splits import TEST, Splits
 from raypipe.telemetry import GpuFigures
 from raypipe.trial import (
@@ -10,7 +11,6 @@ from raypipe.trial import (
     Epoch,
     best_epoch,
     class_weights,
-    cross_entropies,
     epoch_order,
     out_of_fold,
     stopped,
@@ -76,12 +76,6 @@ def test_class_weights_make_classes_weigh_the_same(weighted, weights):
     config = TrialConfig(class_weights=weighted)
     given = class_weights(np.array([0] * 6 + [1] * 2), np.arange(8), 2, config)
     assert given.tolist() == pytest.approx(weights)
-
-
-def test_cross_entropy_by_hand():
-    probabilities = np.array([[0.5, 0.5], [0.0, 1.0]], np.float32)
-    assert cross_entropies(np.array([0, 1]), probabilities).tolist() == pytest.approx([np.log(2), 0])
-    assert cross_entropies(np.array([0, 0]), probabilities)[1] == pytest.approx(-np.log(1e-7))
 
 
 def test_a_fold_that_is_too_sure_of_its_answers_loses_nothing():

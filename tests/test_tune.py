@@ -22,10 +22,12 @@ from s3 import Bucket
 from raypipe.config import SplitConfig, TrialConfig, TuneConfig
 from raypipe.dataset import load_dataset, split_dataset
 from raypipe.errors import UserError
+from raypipe.folders import begin, new_run_folder
+from raypipe.reading import load_config
 from raypipe.space import Range
 from raypipe.storage import RemotePath
 from raypipe.store import FeatureStore
-from raypipe.tune import begin, begun, check_search, new_run_folder
+from raypipe.tune import begun, check_search
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,20 @@ def test_a_run_never_overwrites_another(tmp_path, monkeypatch):
         new_run_folder(tmp_path, "mine")
 
 
+@pytest.mark.parametrize("name", ["../x/y", "x/y", "/x", "..", ".", ""])
+def test_a_name_stays_in_the_folder_of_results(tmp_path, name):
+    with pytest.raises(UserError, match=r"^--name .*: is the name of one folder in --results "):
+        new_run_folder(tmp_path / "results", name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "folder"), [(None, "tune"), ("mine", "mine")])
+def test_results_where_nothing_can_be_made_are_blamed_on_their_own_flag(tmp_path, name, folder):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=rf"^--results .*: .*/{folder} cannot be made: Not a directory"):
+        new_run_folder(tmp_path / "file" / "results", name)
+
+
 def test_in_a_bucket_a_run_is_there_once_something_is_in_it():
     results = RemotePath(Bucket().uri("results"))
     first, second = new_run_folder(results, None), new_run_folder(results, None)
@@ -63,6 +79,21 @@ def test_in_a_bucket_a_run_is_there_once_something_is_in_it():
     assert (config, folder) == (TuneConfig(), first)
     with pytest.raises(UserError, match="no run there"):
         begun(TuneConfig(resume=str(results / "tune-2")))
+
+
+@pytest.mark.parametrize("flag", ["--num-samples", "--num_samples", "--folds", "--config"])
+def test_a_flag_beside_resume_is_refused_whatever_its_value(flag):
+    default = {"--folds": "5", "--config": "configs/tune.yaml"}.get(flag, str(TuneConfig().num_samples))
+    for words in ([flag, default], [f"{flag}={default}"]):
+        with pytest.raises(UserError, match=r"^--[a-z-]+: with --resume a run goes on .* give no other flag"):
+            load_config(TuneConfig, ["--resume", "results/tune", *words], prog="tune")
+
+
+def test_a_run_is_asked_to_go_on():
+    assert load_config(TuneConfig, ["--resume", "a", "--retry-failed"], prog="tune") == TuneConfig(
+        resume="a", retry_failed=True
+    )
+    assert load_config(TuneConfig, ["--num-samples", "5"], prog="tune").num_samples == 5
 
 
 def run_tune(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -92,13 +123,23 @@ def test_wrong_use_is_one_sentence_and_status_2(tmp_path, arguments, sentence):
     assert not (tmp_path / "results").exists(), "nothing was begun"
 
 
+def test_what_no_trial_can_train_with_is_refused_before_anything_is_written(tmp_path):
+    make_store(tmp_path / "features")
+    run = run_tune(tmp_path, "--features", "features", "--batch-size", "33")
+    assert run.returncode == 2 and run.stderr.startswith("error: --batch-size 33 does not divide")
+    assert not (tmp_path / "features" / "splits").exists() and not (tmp_path / "results").exists()
+
+
 # `tune` for real, on a cluster that says it has four GPUs.
 FOUR_GPUS = """
 import contextlib, sys, threading, time, ray
 from pathlib import Path
 from raypipe.config import TrialConfig, TuneConfig
 from raypipe.console import run_command
+from raypipe import refit, tune
 from raypipe.tune import main
+
+tune.PLAIN_LINE_S = refit.PLAIN_LINE_S = 1.0
 
 def watch():
     "What the trials' processes are called."
@@ -132,6 +173,7 @@ def four_gpus(tmp_path_factory) -> Path:
     make_store(folder / "features", failed=2)
     run = tune_on_four_gpus(folder, 4, RAYPIPE_FAKE_GPUS="1")
     assert run.returncode == 0, run.stderr[-3000:]
+    (folder / "said").write_text(run.stderr)
     return folder / "results" / "tune"
 
 
@@ -166,6 +208,16 @@ def test_two_trials_train_at_once_on_gpus_of_their_own(four_gpus):
     assert together, "some trials ran at the same time"
     for one, other in together:
         assert one.isdisjoint(other)
+
+
+def test_progress_is_told_while_nothing_ends(four_gpus):
+    said = (four_gpus.parents[1] / "said").read_text().splitlines()
+    before_the_first_epoch = [
+        line for line in said if "trials 0/4 · running 2" in line and "best" not in line
+    ]
+    assert len(before_the_first_epoch) >= 3, "starting takes some seconds, of which each is told"
+    refits = [line for line in said if "on all clips: 0:" in line]
+    assert len(refits) >= 2, "so does the last training"
 
 
 def test_a_person_finds_the_trials_among_the_processes(four_gpus):

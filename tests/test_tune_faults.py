@@ -7,6 +7,7 @@ import contextlib
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from features import make_store
 from s3 import ACCESS_KEY, SECRET_KEY, Bucket, proxy
 
 from raypipe.config import TrialConfig, TuneConfig
+from raypipe.dataset import load_dataset, split_dataset
 from raypipe.space import Range
 from raypipe.storage import Place, RemotePath
 
@@ -68,6 +70,27 @@ def finish(folder: Path, config: TuneConfig = CONFIG, **how: str) -> str:
 
 
 TIMES = {"wall_s", "startup_s"}
+
+
+def test_the_test_side_decides_nothing(tmp_path: Path) -> None:
+    """Two searches whose data differ on the test side alone, in labels and in features."""
+    config = CONFIG.model_copy(update={"num_samples": 3})
+    before, after = tmp_path / "before", tmp_path / "after"
+    store = make_store(before / "features", signal=0.25)
+    dataset = load_dataset(store)
+    splits = split_dataset(dataset, config.splits, seed=config.seed, store=store)
+    others = {dataset.clips.video_ids[row] for row in splits.test}
+    make_store(after / "features", signal=0.25, turned=others)
+    shutil.copytree(before / "features" / "splits", after / "features" / "splits")
+    for folder in (before, after):
+        finish(folder, config)
+    assert board_of(after) == board_of(before)
+    (one, other), best = (metrics_of(folder) for folder in (before, after)), "results/tune/best"
+    assert one.pop("test") != other.pop("test"), "it was read, at the end"
+    assert one["yardstick"].pop("test") != other["yardstick"].pop("test")
+    assert one == other
+    choices = [json.loads((folder / best / "model.json").read_text()) for folder in (before, after)]
+    assert all(choices[0][name] == choices[1][name] for name in ("trial", "temperature", "threshold"))
 
 
 def board_of(folder: Place) -> list[dict[str, str]]:
@@ -176,6 +199,22 @@ def test_a_trial_that_needs_too_much_memory_is_recorded_and_the_others_go_on(tmp
     assert (done["status"], failed["status"], failed["reason"]) == ("done", "failed", "out_of_memory")
     assert "trial 2 failed (out_of_memory): MemoryError" in said
     assert (tmp_path / "results/tune/trials/trial-2/error.txt").read_text().startswith("Traceback")
+
+
+def test_a_trial_that_diverges_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
+    make_store(tmp_path / "features")
+    # Deep, in float16: with steps of 1 the activations overflow within a few epochs.
+    trial = TrialConfig(model="mean_pool", width=64, depth=6, epochs=6, precision="mixed_float16")
+    space = {"learning_rate": [1e-3, 1.0]}
+    said = finish(
+        tmp_path,
+        CONFIG.model_copy(update={"search": "grid", "space": space, "num_samples": 2, "trial": trial}),
+    )
+    done, failed = board_of(tmp_path)
+    assert (done["status"], done["trial"]) == ("done", "1")
+    assert (failed["status"], failed["reason"]) == ("failed", "diverged")
+    assert "trial 2 failed (diverged): fold " in said and "a lower learning_rate" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@ import numpy as np
 
 from raypipe.splits import TEST, Splits
 from raypipe.trial import ClipSet
-from raypipe.yardstick import pooled, predict_yardstick, yardstick_name
+from raypipe.yardstick import pooled, predict_folds, predict_test, yardstick_name
 
 
 def clip_set(view: str = "both", *, clips: int = 60) -> ClipSet:
@@ -26,7 +26,7 @@ def test_it_looks_at_the_motion_where_there_is_one():
 def test_every_clip_is_predicted_by_a_model_that_has_not_seen_it():
     clips = clip_set()
     splits = Splits(np.array([TEST, TEST, 0, 0, 1, 1, 2, 2] * 7 + [0] * 4), folds=3)
-    out_of_fold, test, _ = predict_yardstick(clips, splits, seed=0)
+    out_of_fold, test = predict_folds(clips, splits, seed=0), predict_test(clips, splits, seed=0)
     on_test = splits.sides == TEST
     assert np.isnan(out_of_fold[on_test]).all() and np.isnan(test[~on_test]).all()
     assert (out_of_fold[~on_test].argmax(axis=1) == clips.labels[~on_test]).mean() > 0.9
@@ -34,5 +34,5 @@ def test_every_clip_is_predicted_by_a_model_that_has_not_seen_it():
     # Clips of a fold whose labels are turned round change what others are told, not what it is told.
     turned = np.where(splits.sides == 0, 1 - clips.labels, clips.labels)
     other = ClipSet(clips.video_ids, clips.features, turned, clips.class_names, clips.view)
-    again, _, _ = predict_yardstick(other, splits, seed=0)
+    again = predict_folds(other, splits, seed=0)
     np.testing.assert_array_equal(again[splits.sides == 0], out_of_fold[splits.sides == 0])

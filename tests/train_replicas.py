@@ -107,6 +107,19 @@ def clips_held(devices: Devices) -> list[int]:
     return [while_it_trains, count()]
 
 
+def masks(devices: Devices) -> list[list[float]]:
+    """What each replica drops of the same ones."""
+    made = engine(devices, clips(), model="mean_pool", dropout=0.5)
+    dropout = next(layer for layer in made.model.layers if isinstance(layer, keras.layers.Dropout))
+    strategy, ones = replicas_module.strategy_over(devices.names), np.ones((1, 64), np.float32)
+
+    @replicas_module.tf.function
+    def drop() -> object:
+        return strategy.run(lambda: dropout(ones, training=True))
+
+    return [one.numpy()[0].tolist() for one in strategy.experimental_local_results(drop())]
+
+
 CASES: dict[str, dict[str, object]] = {
     **{name: {"model": name} for name in MODELS},
     "never clipped": {"model": "mean_pool", "clip_norm": None},
@@ -135,6 +148,9 @@ def main(replicas: int, *names: str) -> None:
     results: dict[str, object] = {name: train(devices, **CASES[name]) for name in names or CASES}
     results["overflow"] = overflow(devices)
     results["clips held"] = clips_held(devices)
+    results["dropout"] = train(devices, model="mean_pool", dropout=0.5)
+    if BACKEND == "tensorflow":
+        results["masks"] = masks(devices)
     if replicas == 1 and BACKEND == "tensorflow":
         results["xla"] = train(devices, model="mean_pool", xla=True)
     print(json.dumps(results))

@@ -35,7 +35,7 @@ CONFIG = TrialConfig(
     plateau_patience=1,
     epochs=7,
     patience=4,
-    checkpoint_every=2,
+    checkpoint_every=1,
     histograms=True,
     profile=True,
 )
