@@ -26,7 +26,7 @@ from raypipe.dataset import load_dataset, split_dataset
 from raypipe.space import Range
 from raypipe.storage import Place, RemotePath
 
-pytestmark = pytest.mark.timeout(600)  # several searches, on machines that may be busy
+pytestmark = pytest.mark.timeout(1200)  # several searches, on machines that may be busy
 
 SEARCH = """
 import sys, ray
