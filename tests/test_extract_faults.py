@@ -553,7 +553,8 @@ def test_failures_after_a_run_that_wrote_no_list(hostile: Run) -> None:
     (hostile.store / "failures.csv").unlink()
     status, lines = finish(hostile.command("--failures"))
     assert status == 0 and lines[-2].endswith(f"all 4: {hostile.store / 'failures.csv'}")
-    assert len((hostile.store / "failures.csv").read_text().splitlines()) == 5
+    with open(hostile.store / "failures.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 4
 
 
 # --- windows ------------------------------------------------------------------------------------------
