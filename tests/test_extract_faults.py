@@ -373,7 +373,6 @@ def freezing(name: str, frozen: Path) -> type:
 
     methods = {
         "EmbedClips": {"_embed": lambda self, clips: kind._embed(self, stop(clips))},
-        "DecodeClips": {"__call__": lambda self, videos: map(stop, kind.__call__(self, videos))},
         "StageShards": {"__call__": lambda self, rows: kind.__call__(self, stop(rows))},
     }
     return type(name, (kind,), methods[name])
@@ -384,10 +383,9 @@ def freezing(name: str, frozen: Path) -> type:
     ("name", "words"),
     [
         ("EmbedClips", r"embedding a/\d\d\.mp4 hangs for \d+:\d\d \(process PID on \S+\)"),
-        ("DecodeClips", r"decoding a/\d\d\.mp4 hangs for \d+:\d\d \(process PID on \S+\)"),
         ("StageShards", "StageShards hangs"),
     ],
-    ids=["embed", "decode", "write"],
+    ids=["embed", "write"],
 )
 def test_a_step_that_hangs_is_named(
     name: str,

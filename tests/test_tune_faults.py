@@ -72,6 +72,7 @@ def finish(folder: Path, config: TuneConfig = CONFIG, **how: str) -> str:
 TIMES = {"wall_s", "startup_s"}
 
 
+@pytest.mark.slow
 def test_the_test_side_decides_nothing(tmp_path: Path) -> None:
     """Two searches whose data differ on the test side alone, in labels and in features."""
     config = CONFIG.model_copy(update={"num_samples": 3})
@@ -201,6 +202,7 @@ def test_a_trial_that_needs_too_much_memory_is_recorded_and_the_others_go_on(tmp
     assert (tmp_path / "results/tune/trials/trial-2/error.txt").read_text().startswith("Traceback")
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
     make_store(tmp_path / "features")
     # Deep, in float16: with steps of 1 the activations overflow within a few epochs.
