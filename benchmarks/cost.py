@@ -133,7 +133,7 @@ MEASURED = {
     "decode_s": 0.0706,
     "pictures": 32,
     "embed_s": 0.0086,
-    "overhead_s": 0.02,
+    "overhead_s": 0.036,
     "video_mb": 0.323,
     "picture_mb": 0.1505,
     "row_mb": 0.066,
