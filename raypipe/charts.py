@@ -185,7 +185,7 @@ def slice_chart(name: str, trials: Sequence[TrialResult], metric: str, best_id: 
                 axes.xaxis.set_major_locator(MaxNLocator(nbins=3))
             elif span < 100:
                 axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.xaxis.set_major_formatter(lambda x, _: tick(x))
             axes.xaxis.set_minor_formatter(NullFormatter())
         else:
             axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
@@ -193,6 +193,14 @@ def slice_chart(name: str, trials: Sequence[TrialResult], metric: str, best_id: 
 
     table = (("trial", words(name), words(metric), "status"), *rows)
     return Chart(title, finding, svg(f"slice-{_key(name)}", title, finding, draw, size=(3.2, 2.3)), table)
+
+
+def tick(value: float) -> str:
+    """
+    >>> tick(0.00005), tick(0.0005), tick(0.002), tick(20.0)
+    ('5e-5', '5e-4', '0.002', '20')
+    """
+    return f"{value:g}" if value >= 0.001 else f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
 
 
 def _slice_finding(column: Sequence[Setting], scores: Sequence[float]) -> str:
