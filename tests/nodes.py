@@ -112,6 +112,12 @@ class Node:
         """After `fill`."""
         (self._disk() / "ballast").unlink()
 
+    def bury(self) -> None:
+        """Ends what is left of it after `pause` or `cut`, so that its connections close. Until they do, Ray's
+        head may wait some minutes for its answers before it places anything (decision 26)."""
+        ip("link", "set", f"{BRIDGE}h{self.number}", "up")
+        send(signal.SIGKILL, self.members())
+
     def _disk(self) -> Path:
         return Path(f"/proc/{self.raylet()}/root{self.temporary}")
 
@@ -157,11 +163,18 @@ class Nodes:
             "TMPDIR": str(self.ray),
         }  # fmt: skip
 
+    def alive(self) -> list[Node]:
+        """Those that work, but for lost ones."""
+        return [node for node in self.nodes[1:] if not node.lost]
+
     def workers(self, count: int) -> list[Node]:
-        """As many as these that are not lost, started where they are missing."""
-        while len(alive := [node for node in self.nodes[1:] if not node.lost]) < count:
+        """As many as these that are not lost, started where they are missing; lost ones are buried."""
+        for node in self.nodes:
+            if node.lost:
+                node.bury()
+        while len(self.alive()) < count:
             self.add()
-        return alive
+        return self.alive()
 
     def add(self, *, cpus: int = 1) -> Node:
         number = len(self.nodes) + 1

@@ -146,7 +146,8 @@ def test_a_search_whose_node_is_paused_and_wakes_up(nodes: Nodes, undisturbed: o
 def test_a_search_whose_node_is_cut_off(nodes: Nodes, undisturbed: object) -> None:
     """And one that trains the best trial once more, which is paused."""
     command, _, lost_s = disturb(nodes, "cut-off", Node.cut)
-    workers = nodes.workers(2)
+    nodes.add()
+    workers = nodes.alive()
     command.wait_until(lambda: GOES_ON in command.said())
     print(f"given up after {time.monotonic() - lost_s:.0f} s")
     command.wait_until(lambda: "training it on all" in command.said())
