@@ -276,6 +276,7 @@ def why_stopped(error: Exception, tally: Any, store: FeatureStore) -> str:
     from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
 
     from raypipe.cluster import ask
+    from raypipe.watch import Stalled
 
     words = str(error).strip()
     # Of what a worker raised, Ray Data leaves the text alone.
@@ -284,7 +285,8 @@ def why_stopped(error: Exception, tally: Any, store: FeatureStore) -> str:
         return bad_place(OSError(number, os.strerror(number)), store)
     steps: list[tuple[str, str, str, float]] = ask(tally.steps.remote(), [])
     if isinstance(error, ExecutionTimeoutError):
-        return f"nothing has moved for a long time; {stalled_line(steps, time.time(), words)}"
+        stages = words if isinstance(error, Stalled) else ""
+        return f"nothing has moved for a long time; {stalled_line(steps, time.time(), stages)}"
     if isinstance(error, RayActorError) and error.actor_init_failed:
         return f"a worker could not start: {words.splitlines()[-1].strip()}"
     if isinstance(error, RayActorError | WorkerCrashedError):
