@@ -3,6 +3,11 @@ from pathlib import Path
 
 import pytest
 from clips import write_video
+from hypothesis import settings
+
+# The same cases each time, and a busy machine is no fault of theirs.
+settings.register_profile("raypipe", deadline=None, derandomize=True)
+settings.load_profile("raypipe")
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,9 +64,22 @@ class Run:
         return {shard.name: shard.stat().st_mtime_ns for shard in FeatureStore(self.store).shards()}
 
 
+_begun: list["subprocess.Popen[str]"] = []
+
+
+def end_commands() -> None:
+    """Ends those that a test has left, as one that fails does: they would be in the way of others."""
+    for command in _begun:
+        if command.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(command.pid, signal.SIGKILL)
+            command.communicate()
+    _begun.clear()
+
+
 def extract(*arguments: str) -> "subprocess.Popen[str]":
     """The command, in a process group of its own; it hears Ctrl-C even where tests run in the background."""
-    return subprocess.Popen(
+    command = subprocess.Popen(
         [sys.executable, "-m", "raypipe.extract", *arguments, *FLAGS],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -74,6 +87,8 @@ def extract(*arguments: str) -> "subprocess.Popen[str]":
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+    _begun.append(command)
+    return command
 
 
 def write_videos(folder: Path, count: int, *, frames: int = 30, later: int = 0) -> Path:
@@ -101,7 +116,7 @@ def own_workers(name: str) -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            title = (folder / "cmdline").read_text()
+            title = (folder / "cmdline").read_text(errors="replace")
             if f"({name})).submit" in title and parent(parent(int(folder.name))) == os.getpid():
                 found.append(int(folder.name))
         except OSError:  # it has just ended

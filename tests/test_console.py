@@ -1,3 +1,4 @@
+import contextlib
 import logging
 import os
 import pty
@@ -93,13 +94,22 @@ def test_elsewhere_a_log_line_every_ten_seconds(
     assert caplog.messages == ["110 s", "125 s"]
 
 
-def test_on_a_terminal_one_line_rewritten_and_cleared() -> None:
-    body = "line = LiveLine()\nline.show('a' * 500)\nline.show('b')\nline.close()"
+def shown_on_a_terminal(body: str) -> str:
+    """What a command writes to a terminal of 60 columns."""
     terminal, its_end = pty.openpty()
     subprocess.run(command(body), stderr=its_end, env=os.environ | {"COLUMNS": "60"}, check=True)
-    shown = os.read(terminal, 10_000).decode()
-    os.close(terminal)
     os.close(its_end)
+    shown = b""
+    with contextlib.suppress(OSError):  # all was read
+        while piece := os.read(terminal, 10_000):
+            shown += piece
+    os.close(terminal)
+    return shown.decode()
+
+
+def test_on_a_terminal_one_line_rewritten_and_cleared() -> None:
+    body = "line = LiveLine()\nline.show('a' * 500)\nline.show('b')\nline.close()"
+    shown = shown_on_a_terminal(body)
     assert shown == f"\r\x1b[J{'a' * 59}\r\x1b[Jb\r\x1b[J"
 
 
@@ -129,11 +139,7 @@ def on_screen(written: str, columns: int) -> list[str]:
 def test_a_table_is_rewritten_in_place_whatever_the_width(columns: int) -> None:
     body = "line = LiveLine()\nLOG.info('before')\nline.show('a' * 50 + '\\nbb\\ncc')\n"
     body += f"import os\nos.environ['COLUMNS'] = '{columns}'\nline.show('d\\ne')\n"
-    terminal, its_end = pty.openpty()
-    subprocess.run(command(body), stderr=its_end, env=os.environ | {"COLUMNS": "60"}, check=True)
-    shown = os.read(terminal, 10_000).decode()
-    os.close(terminal)
-    os.close(its_end)
+    shown = shown_on_a_terminal(body)
     # The terminal became narrower between the two: it has broken the first line.
     screen = on_screen(shown.replace("\r\n", "\n"), columns)
     assert screen[0].endswith("before") and screen[1:] == ["d", "e"]

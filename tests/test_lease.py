@@ -20,7 +20,7 @@ from raypipe.storage import Place, RemotePath
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "BEAT_S", 0.3)
-    monkeypatch.setattr(leases, "LEASE_S", 2.0)
+    monkeypatch.setattr(leases, "LEASE_S", 4.0)
 
 
 @pytest.fixture
@@ -49,7 +49,8 @@ def test_a_writer_of_another_machine_that_has_died_is_waited_for_and_removed(
     lease = Lease(locks, refuse="")
     lease.take()
     assert "another run may be writing" in caplog.text
-    assert [marker.name for marker in locks.glob("*")] != ["dead"]
+    (marker,) = locks.glob("*")
+    assert marker.name != "dead"
     lease.close()
 
 
@@ -71,7 +72,10 @@ os.kill(os.getpid(), 9)"""
     lease.close()
 
 
-def test_a_writer_that_was_taken_for_dead_writes_no_more(locks: RemotePath, quick: None) -> None:
+def test_a_writer_that_was_taken_for_dead_writes_no_more(
+    locks: RemotePath, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "BEAT_S", 60.0)  # it is away
     lease = Lease(locks, refuse="")
     lease.take()
     for marker in locks.glob("*"):
@@ -105,7 +109,10 @@ def test_of_many_that_begin_at_once_never_two_write(locks: RemotePath, quick: No
         thread.start()
     for thread in threads:
         thread.join()
-    assert most == 1
+    assert most <= 1  # none, where each saw another
+    alone = Lease(locks, refuse="")
+    alone.take()
+    alone.close()
 
 
 @pytest.mark.parametrize("kind", ["disk", "bucket"])

@@ -54,6 +54,7 @@ def test_a_lost_node_costs_no_video(fault: str, nodes: Nodes, videos: Path) -> N
     status, said = run.finish()
     took_s = time.monotonic() - lost_s
     print(said)
+    assert before < VIDEOS
     print(f"{fault}: {before} of {VIDEOS} done in {lost_s - started_s:.0f} s, the rest in {took_s:.0f} s")
     assert status == 0, said
     rows = store.read(["video_id", "outcome"])

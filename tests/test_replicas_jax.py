@@ -29,13 +29,15 @@ def test_two_devices_train_as_one(trained, case):
     assert one["losses"][0] > one["losses"][-1], "it learns"
     np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-5)
     np.testing.assert_allclose(two["after"], one["after"], atol=1e-5)
-    np.testing.assert_array_equal(one["before"], 0.5)
+    # Not every processor's softmax of two zeros is one half exactly.
+    np.testing.assert_allclose(one["before"], 0.5, rtol=1e-6)
 
 
 def test_two_devices_drop_what_one_does(trained):
     np.testing.assert_allclose(trained[2]["dropout"]["losses"], trained[1]["dropout"]["losses"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_trains_as_tensorflow_does(trained):
     tensorflow = run_cases({2: CASES})[2]
     for case in CASES:
@@ -50,6 +52,7 @@ def test_an_overflow_on_any_device_skips_the_step_and_lowers_the_scale(trained, 
         assert (case["scale"], case["difference"] < 1e-3, case["moved"] > 1e-2) == (0.5, True, True)
 
 
+@pytest.mark.slow
 def test_a_killed_trial_goes_on_to_the_last_digit(tmp_path):
     def run(folder, *how):
         command = [sys.executable, Path(__file__).with_name("train_trial.py"), folder, *how, "jax"]

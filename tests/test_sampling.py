@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.sampling import (
@@ -79,7 +79,6 @@ def test_no_frames() -> None:
 intervals_s = st.floats(0.001, 10)
 
 
-@settings(deadline=None)
 @given(
     st.lists(intervals_s, max_size=60).map(lambda gaps: np.cumsum([0.0, *gaps])),
     st.integers(1, 40),
@@ -137,7 +136,6 @@ def test_an_absurd_time_makes_no_billion_windows() -> None:
     assert [w.first for w in windows] == [0, 2]
 
 
-@settings(derandomize=True)
 @given(
     gaps=st.lists(st.floats(0.001, 3), max_size=60),
     window_s=st.floats(0.01, 20),

@@ -130,7 +130,7 @@ def test_a_file_is_not_blamed_for_one_lost_child(number: signal.Signals, clip: s
         if start == 1:
             os.kill(pid, number)
 
-    with Counting(Limits(timeout_s=4, max_memory_mb=1024), harm=harm) as sandbox:
+    with Counting(Limits(timeout_s=10, max_memory_mb=1024), harm=harm) as sandbox:
         assert sandbox.only(clip).frame_ok == [True] * 4
         assert len(sandbox.pids) == 2 and not is_alive(sandbox.pids[0])
 
@@ -277,7 +277,9 @@ def test_a_thread_that_ends_takes_the_child_but_not_the_sandbox(clip: str, sandb
     thread = threading.Thread(target=sandbox.only, args=(clip,))
     thread.start()
     thread.join()
+    wait_until(lambda: not is_alive(sandbox.pids[0]))
     assert sandbox.only(clip).frame_ok == [True] * 4
+    assert len(sandbox.pids) == 2
 
 
 def test_ctrl_c_is_not_the_childs_to_handle(clip: str, sandbox: Counting) -> None:

@@ -34,7 +34,7 @@ group_sizes = st.dictionaries(
 
 
 @given(group_sizes, st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_group_has_one_side_and_it_depends_on_seed_and_data_only(sizes, seed):
     groups, labels = clips_of(sizes)
     sides = assign_groups(groups, labels, folds=3, test_share=0.2, seed=seed)
@@ -45,7 +45,7 @@ def test_every_group_has_one_side_and_it_depends_on_seed_and_data_only(sizes, se
 
 
 @given(group_sizes, group_sizes)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_group_moves_when_others_are_added(sizes, more):
     before = assign_groups(*clips_of(sizes), folds=3, test_share=0.2, seed=0)
     grown = more | sizes
@@ -54,7 +54,7 @@ def test_no_group_moves_when_others_are_added(sizes, more):
 
 
 @given(group_sizes, group_sizes, st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_side_is_empty_where_there_are_enough_groups(sizes, more, seed):
     few = dict(list(sizes.items())[:6])
     sides = assign_groups(*clips_of(few), folds=5, test_share=0.2, seed=seed)

@@ -144,7 +144,7 @@ def test_a_second_writer_is_refused_until_the_first_is_gone(end: str, store: Fea
     held, release = context.Event(), context.Event()
     first = context.Process(target=hold, args=(store.path, held, release), daemon=True)
     first.start()
-    assert held.wait(20)
+    assert held.wait(120)
     with pytest.raises(UserError) as caught, store.writing(SPEC):
         pass
     assert str(caught.value) == f"--output {store.path}: another run is writing there; wait for it"
@@ -301,7 +301,7 @@ def forked(work: Callable[[], object]) -> int:
     if child == 0:
         status = 1
         try:
-            signal.alarm(60)  # a child that hangs is killed, and seen to be
+            signal.alarm(200)  # a child that hangs is killed, and seen to be
             work()
             status = 0
         except BaseException:
@@ -465,6 +465,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
 
 
 @forks
+@pytest.mark.timeout(900)
 def test_any_order_of_events() -> None:
     run_state_machine_as_test(
         AnyOrderOfEvents,
