@@ -6,9 +6,9 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,25 +41,38 @@ class NodeType:
 class Cluster:
     """What a cluster offers."""
 
-    cpus: int
-    gpus: int
-    most_gpus_on_a_node: int
-    dashboard: str
+    nodes: tuple[NodeType, ...]
+    """Those that are there."""
+    dashboard: str = ""
     """Address of the dashboard in a browser; empty where there is none."""
-    most_cpus_on_a_node: int | None = None
-    """None: as many as the cluster has."""
     may_start: tuple[NodeType, ...] = ()
     """Nodes that the autoscaler may start, those that are there already included; empty without one."""
 
-    def grown(self) -> "Cluster":
-        """The cluster with every node that the autoscaler may start."""
-        types = self.may_start
-        return replace(
-            self,
-            cpus=max(self.cpus, sum(node.cpus * node.count for node in types)),
-            gpus=max(self.gpus, sum(node.gpus * node.count for node in types)),
-            most_gpus_on_a_node=max([self.most_gpus_on_a_node, *(node.gpus for node in types)]),
-        )
+    @property
+    def cpus(self) -> int:
+        return cpus_of(self.nodes)
+
+    @property
+    def gpus(self) -> int:
+        return gpus_of(self.nodes)
+
+    @property
+    def most_cpus(self) -> int:
+        """With every node that the autoscaler may start."""
+        return max(self.cpus, cpus_of(self.may_start))
+
+    @property
+    def most_gpus(self) -> int:
+        """With every node that the autoscaler may start."""
+        return max(self.gpus, gpus_of(self.may_start))
+
+
+def cpus_of(nodes: Iterable[NodeType]) -> int:
+    return sum(node.cpus * node.count for node in nodes)
+
+
+def gpus_of(nodes: Iterable[NodeType]) -> int:
+    return sum(node.gpus * node.count for node in nodes)
 
 
 @contextmanager
@@ -174,17 +187,9 @@ def _keeping_sigterm() -> Iterator[None]:
 def _describe() -> Cluster:
     import ray
 
-    total = ray.cluster_resources()
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    alive = {node["NodeID"]: (node["Resources"], 1) for node in ray.nodes() if node["Alive"]}
     dashboard = getattr(ray._private.worker.global_worker.node, "webui_url", None) or ""
-    return Cluster(
-        cpus=int(total.get("CPU", 0)),
-        gpus=int(total.get("GPU", 0)),
-        most_gpus_on_a_node=max((int(node.get("GPU", 0)) for node in alive), default=0),
-        dashboard=dashboard.removeprefix("http://"),
-        most_cpus_on_a_node=max((int(node.get("CPU", 0)) for node in alive), default=0),
-        may_start=_may_start(),
-    )
+    return Cluster(node_types(alive), dashboard.removeprefix("http://"), _may_start())
 
 
 def _may_start() -> tuple[NodeType, ...]:
@@ -233,7 +238,7 @@ def workers_for(cluster: Cluster, asked: int | None, *, videos: int) -> int:
     """
     without_gpus = [node for node in cluster.may_start if not node.gpus]
     present = cluster.cpus
-    most = max(present, sum(node.cpus * node.count for node in without_gpus or cluster.may_start))
+    most = max(present, cpus_of(without_gpus or cluster.may_start))
     if most == 0:
         raise UserError("the cluster has no CPU for work, and its autoscaler is not known to start any")
     cpus = max(1, min(asked or most, most, videos))
@@ -269,29 +274,25 @@ def claim_for(cluster: Cluster, config: ResourcesConfig) -> Claim:
 
     Raises UserError where no node could ever place one.
     """
-    grown = cluster.grown()
-    wanted_gpus = config.gpus_per_trial if grown.gpus else 0
-    if wanted_gpus > grown.most_gpus_on_a_node:
+    kinds = [*cluster.nodes, *cluster.may_start]
+    or_could = " or could have" if cluster.may_start else ""
+    cpus, gpus = config.cpus_per_trial, config.gpus_per_trial if cluster.most_gpus else 0
+    most_gpus = max((node.gpus for node in kinds), default=0)
+    if gpus > most_gpus:
         raise UserError(
-            f"--gpus-per-trial {config.gpus_per_trial}: no node has so many GPUs{_or_could(cluster)}, "
-            f"the most is {grown.most_gpus_on_a_node}; lower the flag"
+            f"--gpus-per-trial {gpus}: no node has so many GPUs{or_could}, the most is {most_gpus}; "
+            "lower the flag"
         )
-    there = cluster.cpus if cluster.most_cpus_on_a_node is None else cluster.most_cpus_on_a_node
-    fitting = [node.cpus for node in cluster.may_start if node.gpus >= wanted_gpus]
-    if config.cpus_per_trial > max([there, *fitting]):
-        most = max([there, *fitting])
+    most_cpus = max((node.cpus for node in kinds if node.gpus >= gpus), default=0)
+    if cpus > most_cpus:
+        with_gpus = f" with {gpus} GPUs" if gpus else ""
         raise UserError(
-            f"--cpus-per-trial {config.cpus_per_trial}: no node has so many CPU cores{_or_could(cluster)}, "
-            f"the most is {most}; lower the flag"
+            f"--cpus-per-trial {cpus}: no node{with_gpus} has so many CPU cores{or_could}, "
+            f"the most is {most_cpus}; lower the flag"
         )
-    if wanted_gpus > cluster.most_gpus_on_a_node or config.cpus_per_trial > there:
+    if not any(node.cpus >= cpus and node.gpus >= gpus for node in cluster.nodes):
         LOG.info("no node is there yet for a trial; trials wait until the autoscaler has started one")
-    replicas = config.gpus_per_trial
-    return Claim(cpus=config.cpus_per_trial, gpus=wanted_gpus, replicas=replicas)
-
-
-def _or_could(cluster: Cluster) -> str:
-    return " or could have" if cluster.may_start else ""
+    return Claim(cpus, gpus, replicas=config.gpus_per_trial)
 
 
 def keep_credentials_home() -> None:

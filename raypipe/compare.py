@@ -3,6 +3,7 @@
 python -m raypipe.compare --features results/features --seeds 3 --ablate
 """
 
+import hashlib
 import json
 import logging
 import shlex
@@ -40,12 +41,12 @@ from raypipe.config import (
     TuneConfig,
 )
 from raypipe.console import LiveLine, duration, run_command, shown_path, text_table
-from raypipe.dataset import Dataset, check_trial, load_dataset, split_dataset
+from raypipe.dataset import Dataset, check_trial, data_digest, load_dataset, split_dataset
 from raypipe.errors import RunFailed, UserError
 from raypipe.evidence import evaluate_side, versions
 from raypipe.failures import sentence_of
 from raypipe.files import write_json
-from raypipe.folders import alone_in, naming, new_run_folder, storage_watched
+from raypipe.folders import alone_in, is_blank, naming, new_run_folder, none_left_blank, storage_watched
 from raypipe.mirror import mirrored
 from raypipe.reading import load_config, read_trial, read_yaml, write_yaml
 from raypipe.section import rule_of
@@ -91,12 +92,18 @@ def main(config: CompareConfig) -> Place:
     folder = run_folder(config)
 
     go_on = f"the same command with --name {folder.name}"
-    with storage_watched(folder, go_on=go_on), alone_in(folder), connect() as cluster:
-        write_yaml(config, folder / "config.yaml")
+    with (
+        storage_watched(folder, go_on=go_on),
+        alone_in(folder),
+        none_left_blank(folder),
+        connect() as cluster,
+    ):
         claim = claim_for(cluster, config.resources)
+        write_yaml(config, folder / "config.yaml")
         LOG.info("%d ways to train, %d seeds each, each on %s", len(ways), config.seeds, claim.devices)
         LOG.info("kept in %s; if stopped, --name %s goes on", shown_path(folder), folder.name)
-        runs = train_all(config, ways, dataset.clips, splits, claim, folder)
+        data = data_digest(dataset, splits)
+        runs = train_all(config, ways, dataset.clips, splits, claim, folder, data=data)
         comparison = compare(config, ways, runs, dataset, splits, store, claim, folder, started=started)
         write_comparison(folder, comparison)
     say_result(comparison)
@@ -164,7 +171,7 @@ def run_folder(config: CompareConfig) -> Place:
     with naming(f"--results {results}"):
         begun = folder / "config.yaml"
         as_said = {"config": None, "name": None}
-        if folder.exists() and (
+        if not is_blank(folder) and (
             not begun.is_file()
             or read_yaml(CompareConfig, begun).model_copy(update=as_said) != config.model_copy(update=as_said)
         ):
@@ -184,16 +191,20 @@ def train_all(
     splits: Splits,
     claim: Claim,
     folder: Place,
+    *,
+    data: str,
 ) -> dict[str, list[RunFigures]]:
     """Every way with every seed, seed by seed, each in a process of its own. What was trained before an
-    interruption is read. Raises RunFailed where a training fails."""
+    interruption is read. Raises RunFailed where a training fails, UserError where one that was read is not
+    of these ways or of this `data`, its digest."""
     import ray
 
     (folder / "runs").mkdir(exist_ok=True)
     seeds = range(config.seed, config.seed + config.seeds)
     order = [(way, seed) for seed in seeds for way in ways]
     files = {key: folder / "runs" / f"{key[0].replace(' ', '-')}-{key[1]}.json" for key in order}
-    done = {key: read_run(file) for key, file in files.items() if file.exists()}
+    bases = {way: basis_of(trial, data, config.backend, claim) for way, trial in ways.items()}
+    done = {key: read_run(file, bases[key[0]]) for key, file in files.items() if file.exists()}
     if done:
         LOG.info("%d of %d trainings were done before", len(done), len(order))
     waiting = [key for key in order if key not in done]
@@ -226,7 +237,7 @@ def train_all(
             except ray.exceptions.RayError as error:
                 line.close()
                 raise RunFailed(f"{way}, seed {seed}: {sentence_of(str(error))}") from None
-            write_run(files[way, seed], run)
+            write_run(files[way, seed], run, bases[way])
             done[way, seed] = run
             line.close()
             say_run(run, clips)
@@ -300,14 +311,26 @@ def run_figures(
     )
 
 
-def write_run(file: Place, run: RunFigures) -> None:
+def basis_of(trial: TrialConfig, data: str, backend: Backend, claim: Claim) -> str:
+    """A digest of all that the figures of a training depend on, but for its seed."""
+    settings = json.dumps([trial.model_dump(mode="json"), data, backend, claim.devices], sort_keys=True)
+    return hashlib.sha256(settings.encode()).hexdigest()[:32]
+
+
+def write_run(file: Place, run: RunFigures, basis: str) -> None:
     """As JSON, which has no NaN: a clip that takes no part is null."""
     rows = [None if np.isnan(row[0]) else row.tolist() for row in run.probabilities]
-    write_json(file, asdict(run) | {"probabilities": rows})
+    write_json(file, asdict(run) | {"probabilities": rows, "basis": basis})
 
 
-def read_run(file: Place) -> RunFigures:
+def read_run(file: Place, basis: str) -> RunFigures:
+    """Raises UserError for one with another `basis`."""
     content: dict[str, Any] = json.loads(file.read_text())
+    if content.pop("basis", None) != basis:
+        raise UserError(
+            f"--name {file.parent.parent.name}: {shown_path(file)} was trained with other settings, on other "
+            "clips or on other devices; choose another --name"
+        )
     rows = content.pop("probabilities")
     missing = [float("nan")] * max(len(row) for row in rows if row)
     return RunFigures(probabilities=np.array([row or missing for row in rows], np.float32), **content)

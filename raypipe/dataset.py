@@ -68,6 +68,7 @@ def load_dataset(store: FeatureStore, *, zero_fill: bool = False) -> Dataset:
             labels=np.array([class_names.index(label) for label in labels], np.int64),
             class_names=class_names,
             view=spec.view,
+            fingerprint=spec.fingerprint,
             source=source,
         ),
         groups=groups,
@@ -183,8 +184,9 @@ def leaks(dataset: Dataset, splits: Splits) -> list[tuple[str, str]]:
 
 
 def data_digest(dataset: Dataset, splits: Splits) -> str:
-    """Changes with any clip, label or side that a search learns from."""
+    """Changes with any clip, label, side or kind of features that is learned from."""
     content = hashlib.sha256(splits.sides.tobytes() + dataset.clips.labels.tobytes())
+    content.update(dataset.clips.fingerprint.encode())
     for words in (dataset.clips.video_ids, dataset.groups, [str(d) for d in dataset.content_digests]):
         content.update("\0".join(words).encode(errors="surrogateescape"))
     return content.hexdigest()[:32]

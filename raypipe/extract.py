@@ -30,6 +30,7 @@ from raypipe.config import (
 from raypipe.console import duration, run_command, shown_path
 from raypipe.errors import RunFailed, UserError
 from raypipe.files import write_json
+from raypipe.folders import naming
 from raypipe.outcomes import (
     EXAMPLES_SHOWN,
     FAILURES_FILE,
@@ -77,7 +78,8 @@ def main(config: ExtractConfig, listing: Listing | None = None) -> dict[str, Any
     store = FeatureStore(config.output, flag="--output")
     if config.failures:
         return show_failures(store)
-    backbone = backbone_of(config, store)
+    with naming(f"--output {config.output}"):
+        backbone = backbone_of(config, store)
     listing = listing or list_videos(sample_videos() if config.input is None else config.input)
     if listing.ignored:
         LOG.info("%d other files there are not videos by name", listing.ignored)
@@ -86,7 +88,8 @@ def main(config: ExtractConfig, listing: Listing | None = None) -> dict[str, Any
 
     spec = feature_spec(config.sampling, backbone)
     if config.dry_run:
-        return dry_run(config, store, spec, listing.videos)
+        with naming(f"--output {config.output}"):
+            return dry_run(config, store, spec, listing.videos)
     with saying_bad_places(store), store.writing(spec):
         plan = plan_run(listing.videos, store.index(), retry_failed=config.retry_failed)
         LOG.info("%d videos: %d done before, %d to do", len(listing.videos), plan.done, len(plan.todo))
@@ -221,7 +224,7 @@ def extract_missing(
         commits = Commits(store, shard_rows=config.shard_rows, replaced=replaced)
         stages_s, meter = Counter[str](), RunMeter()
         try:
-            gpus = gpus_for(network, cluster.grown().gpus, config.embedding)
+            gpus = gpus_for(network, cluster.most_gpus, config.embedding)
             embed = partial(EmbedClips, spec, ray.put(network), gpu=gpus > 0)
             for starts_left in reversed(range(MOST_STARTS)):
                 left = [video for video in plan.todo if video.video_id not in commits.done]

@@ -208,7 +208,7 @@ def cost_of(run: Run, board: Leaderboard, yardstick: Yardstick) -> Cost:
         energy_kwh=energy_j(run, [trial.trial_id for trial in trials]) / 3.6e6,
         yardstick_s=yardstick.wall_s,
         extraction_s=extraction.get("wall_s") or NAN,
-        extraction_cpu_s=sum(summary["cpu_s"].values()) if extraction and summary.get("cpu_s") else NAN,
+        extraction_cpu_s=sum(extraction["cpu_s"].values()) if extraction.get("cpu_s") else NAN,
     )
 
 

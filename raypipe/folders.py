@@ -3,7 +3,7 @@
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from raypipe.config import TuneConfig
@@ -25,9 +25,9 @@ def new_run_folder(results: Place, name: str | None, *, kind: str = "tune") -> P
                 names = (f"{kind}-{number}" if number > 1 else kind for number in itertools.count(1))
                 name = next(free for free in names if not (results / free).exists())
             folder = results / name
-            there = folder.exists()
+            there = not is_blank(folder)
             if not there:
-                folder.mkdir(parents=True)
+                folder.mkdir(parents=True, exist_ok=True)
         except StorageError:
             raise
         except OSError as error:
@@ -39,6 +39,27 @@ def new_run_folder(results: Place, name: str | None, *, kind: str = "tune") -> P
             f"--name {name}: {folder} exists; choose another name, or go on with it: {resume_command(folder)}"
         )
     return folder
+
+
+LOCK = ".lock"
+
+
+def is_blank(folder: Place) -> bool:
+    """Whether no run has begun there: it is not there, or one was killed before it had."""
+    return not folder.is_file() and all(entry.name == LOCK for entry in folder.glob("*"))
+
+
+@contextmanager
+def none_left_blank(folder: Place) -> Iterator[None]:
+    """Removes the folder afterwards where no run has begun there: after what kept it from that is mended, the
+    same command works. For the one who holds the folder."""
+    try:
+        yield
+    finally:
+        if isinstance(folder, Path) and is_blank(folder):
+            with suppress(OSError):
+                (folder / LOCK).unlink(missing_ok=True)
+                folder.rmdir()
 
 
 def begin(config: TuneConfig, folder: Place) -> None:

@@ -120,7 +120,7 @@ def summarize(account: Account, plan: Plan, costs: Costs, wall_s: float) -> dict
 def full_run(summary: dict[str, Any], previous: dict[str, Any]) -> dict[str, Any] | None:
     """What the last run took that had everything to do: a re-run is measured against it."""
     if summary["extracted"] and not summary["done_before"]:
-        return {name: summary[name] for name in ("videos", "wall_s", "videos_per_s")}
+        return {name: summary[name] for name in ("videos", "wall_s", "videos_per_s", "cpu_s")}
     return previous.get("full_run")
 
 

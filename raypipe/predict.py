@@ -69,7 +69,6 @@ def main(config: PredictConfig) -> dict[str, Any]:
     folder = place(config.output, flag="--output")
     digests = predictions["content_digest"].to_pylist()
     predictions = predictions.drop_columns(["content_digest"])
-    write_table(predictions, folder)
     labels = {label for label in predictions["label"].to_pylist() if label}
     summary = {
         "model": str(model.folder),
@@ -84,8 +83,12 @@ def main(config: PredictConfig) -> dict[str, Any]:
         "versions": versions(),
         "command": shlex.join(["python", "-m", "raypipe.predict", *sys.argv[1:]]),
     }
-    write_json(folder / "summary.json", summary)
-    write_yaml(config, folder / "config.yaml")
+    try:
+        write_table(predictions, folder)
+        write_json(folder / "summary.json", summary)
+        write_yaml(config, folder / "config.yaml")
+    except OSError as error:
+        raise RunFailed(f"--output {folder}: cannot be written: {error.strerror or error}") from None
     say_result(summary, folder)
     extract.refuse_too_many_failures(
         extraction.model_copy(update={"max_failed": config.max_failed, "output": config.output}), extracted
@@ -172,14 +175,11 @@ def prediction_table(rows: pa.Table, probabilities: NDArray[np.float32], model: 
 
 def write_table(predictions: pa.Table, folder: Place) -> None:
     """The same rows twice: Parquet for programs, CSV for people."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, write in (("predictions.parquet", pq.write_table), ("predictions.csv", pa.csv.write_csv)):
-            content = io.BytesIO()
-            write(predictions, content)
-            write_atomically(folder / name, content.getbuffer())
-    except OSError as error:
-        raise RunFailed(f"--output {folder}: cannot be written: {error.strerror}") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, write in (("predictions.parquet", pq.write_table), ("predictions.csv", pa.csv.write_csv)):
+        content = io.BytesIO()
+        write(predictions, content)
+        write_atomically(folder / name, content.getbuffer())
 
 
 # --- scores, where the input has labels ------------------------------------------------------------------

@@ -20,22 +20,23 @@ class Tally:
 
     def __init__(self) -> None:
         self._counts = Counter[str]()
-        self._steps: dict[str, tuple[str, str, float]] = {}
+        self._steps: dict[str, tuple[str, str, str, float]] = {}
         self._begun_s: float | None = None
 
     def counts(self) -> dict[str, int]:
         return dict(self._counts)
 
-    def begin(self, worker: str, step: str, what: str) -> None:
-        # The same work again: the worker that had it has died.
-        again = [other for other, busy in self._steps.items() if busy[:2] == (step, what)]
+    def begin(self, actor: str, worker: str, step: str, what: str) -> None:
+        """`actor`: whose process the worker is, perhaps in place of one that died at whatever step."""
+        # The same work again: the worker that had it has died, and where its actor is now has nothing to do.
+        again = [other for other, busy in self._steps.items() if busy[1:3] == (step, what)]
         for other in again:
             del self._steps[other]
-        self._steps[worker] = (step, what, time.time())
+        self._steps[actor] = (worker, step, what, time.time())
         self._begun_s = self._begun_s or time.time()
 
-    def rest(self, worker: str, outcomes: list[str]) -> None:
-        self._steps.pop(worker, None)
+    def rest(self, actor: str, outcomes: list[str]) -> None:
+        self._steps.pop(actor, None)
         self._counts.update(outcomes)
 
     def standing(self) -> tuple[dict[str, int], float]:
@@ -48,7 +49,7 @@ class Tally:
 
     def steps(self) -> list[tuple[str, str, str, float]]:
         """Worker, step, videos and the time it began, the longest first."""
-        return sorted(((worker, *step) for worker, step in self._steps.items()), key=lambda step: step[3])
+        return sorted(self._steps.values(), key=lambda step: step[3])
 
 
 class Reporter:
@@ -58,8 +59,9 @@ class Reporter:
     when work on it begins, and of the steps within not more than once a second.
     """
 
-    def __init__(self, tally: Any) -> None:
-        self._tally = tally
+    def __init__(self, tally: Any, actor: str) -> None:
+        """`actor`: the id that stays when Ray starts this process anew."""
+        self._tally, self._actor = tally, actor
         self._worker = f"process {os.getpid()} on {socket.gethostname()}"
         self._lock = threading.Lock()
         self._untold: tuple[str, str] | None = None
@@ -77,7 +79,7 @@ class Reporter:
         """The worker waits for others; since it did so last, videos have ended with these outcomes."""
         with self._lock:
             self._untold = None
-            self._tally.rest.remote(self._worker, outcomes)
+            self._tally.rest.remote(self._actor, outcomes)
 
     def _tell_lasting(self) -> None:
         while True:
@@ -88,7 +90,7 @@ class Reporter:
 
     def _tell(self) -> None:
         if self._untold:
-            self._tally.begin.remote(self._worker, *self._untold)
+            self._tally.begin.remote(self._actor, self._worker, *self._untold)
             self._untold, self._told_s = None, time.monotonic()
 
 

@@ -2,8 +2,7 @@
 and, where asked for, on random folds."""
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,13 +38,16 @@ def train_best(run: Run, best: TrialResult) -> tuple[NDArray[np.float32], NDArra
         num_cpus=run.claim.cpus, num_gpus=run.claim.gpus, max_restarts=RETRIES, max_task_retries=RETRIES
     )
     shared = ray.put(run)
-    whole = trainer.remote()
-    tasks = [whole.refit.options(name=f"refit trial {best.trial_id}").remote(shared, best)]
+    trainings = {"refit": f"refit trial {best.trial_id}"}
     if run.config.splits.protocol == "both":
-        dealt = trainer.remote()
-        tasks.append(dealt.random_folds.options(name="random folds").remote(shared, best))
+        trainings["random_folds"] = "random folds"
+    work = {}
+    for training, name in trainings.items():
+        actor = trainer.remote()
+        work[getattr(actor, training).options(name=name).remote(shared, best)] = actor
+    del actor
     try:
-        refitted, *rest = results_of(tasks, f"training trial {best.trial_id} on all clips")
+        refitted, *rest = results_of(work, f"training trial {best.trial_id} on all clips")
     except ray.exceptions.RayError as error:
         raise RunFailed(
             f"trial {best.trial_id} could not be trained on all clips: {failure_of_process(str(error))[1]}; "
@@ -54,20 +56,26 @@ def train_best(run: Run, best: TrialResult) -> tuple[NDArray[np.float32], NDArra
     return refitted, rest[0] if rest else None
 
 
-def results_of(tasks: Sequence["ObjectRef"], what: str) -> list[NDArray[np.float32]]:
+def results_of(work: dict["ObjectRef", Any], what: str) -> list[NDArray[np.float32]]:
     """What the tasks return, once all have ended; says meanwhile how long it has been. Raises what the first
-    that fails has raised."""
+    that fails has raised.
+
+    `work`: each task and the actor at it, which is taken out and so let go when it has ended: where there is
+    room for one actor alone, the next one waits for that.
+    """
     import ray
 
-    line, started_s, left = LiveLine(plain_s=PLAIN_LINE_S), time.monotonic(), list(tasks)
+    line, started_s, tasks = LiveLine(plain_s=PLAIN_LINE_S), time.monotonic(), list(work)
     try:
-        while left:
-            ended, left = ray.wait(left, timeout=SHOW_EVERY_S)
+        while work:
+            ended, _ = ray.wait(list(work), timeout=SHOW_EVERY_S)
             ray.get(ended)
+            for task in ended:
+                del work[task]
             line.show(f"{what}: {duration(time.monotonic() - started_s)}")
     finally:
         line.close()
-    return list(ray.get(list(tasks)))
+    return list(ray.get(tasks))
 
 
 class BestTrainer:

@@ -141,7 +141,12 @@ class Steering:
 
     def _next_trial(self) -> tuple[TrialResult, Assignment] | None:
         config, board = self.run.config, self.board
-        if self._failed and not self._is_time_up:  # with the settings they had
+        if self._is_time_up:
+            self._no_more = True
+            for trial in self._failed:  # for another --retry-failed
+                board.put(trial)
+            return None
+        if self._failed:  # with the settings they had
             trial = self._failed.pop(0)
             return self._assigned(trial.trial_id, TrialConfig.model_validate(trial.config))
         while board.has(str(self._next)):  # of a run that goes on: it has ended
@@ -151,9 +156,7 @@ class Steering:
         if not all(trial.ended for trial in earlier[:known]):
             return None
         settings = None
-        if not (
-            self._next > config.num_samples or out_of_patience(config, earlier[:known]) or self._is_time_up
-        ):
+        if not (self._next > config.num_samples or out_of_patience(config, earlier[:known])):
             settings = draw(config, self._next, earlier, known=known, first=self._first)
         if settings is None:
             self._no_more = True

@@ -306,4 +306,4 @@ def _settles(clips: ClipSet, splits: Splits, course: Course, *, seed: int, backe
     content.update("\0".join(clips.video_ids).encode(errors="surrogateescape"))
     legs = [(last, config.model_dump(mode="json")) for last, config in course.earlier]
     settings = [*legs, course.config.model_dump(mode="json")]
-    return [settings, content.hexdigest(), clips.view, seed, backend]
+    return [settings, content.hexdigest(), clips.fingerprint, clips.view, seed, backend]

@@ -30,6 +30,8 @@ class ClipSet:
     class_names: list[str]
     view: str = "rgb"
     """What the features are of: rgb, motion, or both side by side."""
+    fingerprint: str = ""
+    """Of the kind of features."""
     source: FeatureSource | None = None
     """Where `features` are mapped from. Such clips are sent without them: who receives them maps its own."""
 

@@ -45,7 +45,7 @@ from raypipe.failures import (
     failure_of_process,
 )
 from raypipe.files import read_array, write_array, write_json
-from raypipe.folders import alone_in, begin, naming, new_run_folder, storage_watched
+from raypipe.folders import alone_in, begin, naming, new_run_folder, none_left_blank, storage_watched
 from raypipe.leaderboard import Leaderboard, pending_trial, read_trial, read_trials, with_epoch
 from raypipe.mirror import borrowed, mirrored
 from raypipe.reading import NO_OTHER_FLAG, load_config, read_yaml
@@ -96,11 +96,16 @@ def main(config: TuneConfig) -> Place:
         LOG.info("class %s: %d training clips, %d test clips, %d groups", name, train, test, groups)
 
     go_on = resume_command(folder)
-    with storage_watched(folder, go_on=go_on), alone_in(folder) as check_alone, connect() as cluster:
+    with (
+        storage_watched(folder, go_on=go_on),
+        alone_in(folder) as check_alone,
+        none_left_blank(folder),
+        connect() as cluster,
+    ):
+        claim = claim_for(cluster, config.resources)
         if not goes_on:
             begin(config, folder)
-        claim = claim_for(cluster, config.resources)
-        at_once = planned_at_once(folder, config, cluster.grown(), claim, data_digest(dataset, splits))
+        at_once = planned_at_once(folder, config, cluster, claim, data_digest(dataset, splits))
         run = Run(config, folder, store, dataset, splits, claim, at_once, started)
         LOG.info("%d trials, %d at once, each on %s", config.num_samples, run.at_once, claim.devices)
         reader = "tensorboard --logdir " if isinstance(run.trials, Path) else ""
@@ -204,8 +209,12 @@ def planned_at_once(folder: Place, config: TuneConfig, cluster: Cluster, claim: 
     decisions depend on it. Raises UserError where the clips are others than they were."""
     file = folder / "run.json"
     if not file.exists():
-        places = [cluster.cpus // claim.cpus, config.num_samples, config.max_concurrent or config.num_samples]
-        places += [cluster.gpus // claim.gpus] if claim.gpus else []
+        places = [
+            cluster.most_cpus // claim.cpus,
+            config.num_samples,
+            config.max_concurrent or config.num_samples,
+        ]
+        places += [cluster.most_gpus // claim.gpus] if claim.gpus else []
         write_json(file, {"at_once": max(1, min(places)), "data": data})
     kept = json.loads(file.read_text())
     if kept["data"] != data:

@@ -46,7 +46,7 @@ class Watch(ExecutionCallback):
 
     def __init__(self, tally: Any, meter: RunMeter, patience_s: float) -> None:
         self._tally, self._meter, self._patience_s = tally, meter, patience_s
-        self._there = nodes_alive()
+        self._at_work: frozenset[str] = frozenset()
         self._looked_s, self._moved_s = -math.inf, time.monotonic()
         self._seen: object = None
 
@@ -56,7 +56,8 @@ class Watch(ExecutionCallback):
         for operator, state in executor._topology.items():
             for stage in stages(operator):
                 self._meter.queued(stage, state.total_enqueued_input_blocks())
-        lost = self._there - nodes_alive()
+        self._at_work |= nodes_at_work(executor)
+        lost = self._at_work - nodes_alive()
         seen = (lost, self._movement(executor))
         self._looked_s = time.monotonic()
         if seen != self._seen:
@@ -79,6 +80,12 @@ class Watch(ExecutionCallback):
 
 def nodes_alive() -> frozenset[str]:
     return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+
+
+def nodes_at_work(executor: "StreamingExecutor") -> frozenset[str]:
+    """Nodes with a worker of ours."""
+    pools = (pool for operator in executor._topology for pool in operator.get_autoscaling_actor_pools())
+    return frozenset(state.actor_location for pool in pools for state in pool._running_actors.values())
 
 
 def stages(operator: "PhysicalOperator") -> list[str]:

@@ -29,6 +29,10 @@ CLIPS_PER_TABLE = 64
 """Clips of a long video, 80 kB each by default, that a worker hands on together."""
 
 
+def reporter_to(tally: Any) -> Reporter:
+    return Reporter(tally, ray.get_runtime_context().get_actor_id() or "")
+
+
 class DecodeClips:
     """Videos in, rows with their pictures out. Holds the child process that decodes."""
 
@@ -140,7 +144,7 @@ class ExtractClips:
     def __init__(
         self, decode: Callable[[Reporter], DecodeClips], embed: Callable[[Reporter], EmbedClips], tally: Any
     ) -> None:
-        self._reporter = Reporter(tally)
+        self._reporter = reporter_to(tally)
         self._decode, self._embed = decode(self._reporter), embed(self._reporter)
 
     def __call__(self, videos: pa.Table) -> Iterator[pa.Table]:
@@ -162,7 +166,7 @@ class DecodeTables:
     """Videos in, rows with their pictures out, for workers of another kind that embed."""
 
     def __init__(self, decode: Callable[[Reporter], DecodeClips], tally: Any) -> None:
-        self._reporter = Reporter(tally)
+        self._reporter = reporter_to(tally)
         self._decode = decode(self._reporter)
 
     def __call__(self, videos: pa.Table) -> Iterator[pa.Table]:
@@ -177,7 +181,7 @@ class EmbedTables:
     """Rows with pictures in, rows with features out."""
 
     def __init__(self, embed: Callable[[Reporter], EmbedClips], tally: Any) -> None:
-        self._reporter = Reporter(tally)
+        self._reporter = reporter_to(tally)
         self._embed = embed(self._reporter)
 
     def __call__(self, rows: pa.Table) -> pa.Table:

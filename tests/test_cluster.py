@@ -44,7 +44,7 @@ def test_a_private_cluster_starts_says_where_its_dashboard_is_and_ends(
     caplog.set_level(logging.INFO, "raypipe")
     with connect() as here:
         assert ray.is_initialized()
-        assert here.cpus >= 1 and here.gpus >= here.most_gpus_on_a_node >= 0
+        assert here.cpus >= 1 and here.gpus >= 0
         host, port = here.dashboard.split(":")
         socket.create_connection((host, int(port)), timeout=10).close()
         assert f"http://{here.dashboard}" in caplog.text and "ray get-auth-token" in caplog.text
@@ -84,16 +84,18 @@ def test_what_is_no_address(address: str, monkeypatch: pytest.MonkeyPatch) -> No
 # --- what a trial claims --------------------------------------------------------------------------
 
 
-def cluster(cpus: int = 8, gpus: int = 0, most: int = 0) -> Cluster:
-    return Cluster(cpus=cpus, gpus=gpus, most_gpus_on_a_node=most, dashboard="")
+def cluster(*nodes: tuple[int, int]) -> Cluster:
+    """Of nodes with so many CPU cores and GPUs."""
+    return Cluster(tuple(NodeType(cpus, gpus, 1) for cpus, gpus in nodes))
 
 
 @pytest.mark.parametrize(
     ("offered", "asked", "resources", "replicas"),
     [
-        (cluster(), ResourcesConfig(), {"cpu": 1}, 2),
-        (cluster(gpus=4, most=4), ResourcesConfig(), {"cpu": 1, "gpu": 2}, 2),
-        (cluster(gpus=8, most=1), ResourcesConfig(gpus_per_trial=1), {"cpu": 1, "gpu": 1}, 1),
+        (cluster((8, 0)), ResourcesConfig(), {"cpu": 1}, 2),
+        (cluster((8, 4)), ResourcesConfig(), {"cpu": 1, "gpu": 2}, 2),
+        (cluster(*[(1, 1)] * 8), ResourcesConfig(gpus_per_trial=1), {"cpu": 1, "gpu": 1}, 1),
+        (cluster((64, 0), (4, 2)), ResourcesConfig(cpus_per_trial=4), {"cpu": 4, "gpu": 2}, 2),
     ],
 )
 def test_a_trial_claims_two_gpus_or_as_many_cpu_devices(offered, asked, resources, replicas):
@@ -104,9 +106,14 @@ def test_a_trial_claims_two_gpus_or_as_many_cpu_devices(offered, asked, resource
 @pytest.mark.parametrize(
     ("offered", "asked", "sentence"),
     [
-        (cluster(gpus=2, most=1), ResourcesConfig(), "--gpus-per-trial 2: no node has so many GPUs"),
+        (cluster((8, 1), (8, 1)), ResourcesConfig(), "--gpus-per-trial 2: no node has so many GPUs"),
         (
-            cluster(cpus=2),
+            cluster((64, 0), (4, 2)),
+            ResourcesConfig(cpus_per_trial=8),
+            "--cpus-per-trial 8: no node with 2 GPUs has so many CPU cores, the most is 4",
+        ),
+        (
+            cluster((2, 0)),
             ResourcesConfig(cpus_per_trial=3),
             "--cpus-per-trial 3: no node has so many CPU cores, the most is 2",
         ),
@@ -120,11 +127,7 @@ def test_a_claim_that_no_node_could_meet_is_refused(offered, asked, sentence):
 # --- a cluster that grows -------------------------------------------------------------------------
 
 EMPTY = Cluster(
-    cpus=0,
-    gpus=0,
-    most_gpus_on_a_node=0,
-    dashboard="",
-    most_cpus_on_a_node=0,
+    (NodeType(cpus=0, gpus=0, count=1),),
     may_start=(NodeType(cpus=16, gpus=0, count=8), NodeType(cpus=48, gpus=4, count=4)),
 )
 
@@ -134,7 +137,7 @@ def test_what_the_autoscaler_could_place_waits_with_a_notice(caplog: pytest.LogC
     assert claim_for(EMPTY, ResourcesConfig()).resources == {"cpu": 1, "gpu": 2}
     assert "trials wait until the autoscaler has started one" in caplog.text
     assert workers_for(EMPTY, None, videos=1000) == 16 * 8
-    assert (EMPTY.grown().gpus, EMPTY.grown().cpus) == (16, 320), "what trials at once are counted by"
+    assert (EMPTY.most_gpus, EMPTY.most_cpus) == (16, 320), "what trials at once are counted by"
     assert "0 of 128 CPU cores are there" in caplog.text
     assert workers_for(EMPTY, 5, videos=1000) == 5 and workers_for(EMPTY, None, videos=3) == 3
 
@@ -143,7 +146,10 @@ def test_what_the_autoscaler_could_place_waits_with_a_notice(caplog: pytest.LogC
     ("asked", "sentence"),
     [
         (ResourcesConfig(gpus_per_trial=8), "no node has so many GPUs or could have, the most is 4"),
-        (ResourcesConfig(cpus_per_trial=49), "no node has so many CPU cores or could have, the most is 48"),
+        (
+            ResourcesConfig(cpus_per_trial=49),
+            "no node with 2 GPUs has so many CPU cores or could have, the most is 48",
+        ),
     ],
 )
 def test_what_no_node_type_could_place_is_refused_at_once(asked: ResourcesConfig, sentence: str) -> None:
@@ -153,7 +159,7 @@ def test_what_no_node_type_could_place_is_refused_at_once(asked: ResourcesConfig
 
 def test_a_cluster_without_work_for_cpus_is_said() -> None:
     with pytest.raises(UserError, match="no CPU for work"):
-        workers_for(cluster(cpus=0), None, videos=3)
+        workers_for(cluster((0, 0)), None, videos=3)
 
 
 def test_trials_are_not_sent_credentials(monkeypatch: pytest.MonkeyPatch) -> None:

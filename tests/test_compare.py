@@ -18,6 +18,7 @@ from raypipe.compare import (
     CHANGES,
     NO_XLA_COLUMN,
     ablations,
+    basis_of,
     notes,
     read_run,
     run_figures,
@@ -27,9 +28,9 @@ from raypipe.compare import (
 )
 from raypipe.comparison import RunFigures
 from raypipe.config import AFTER, BEFORE, CompareConfig, PricesConfig, ResourcesConfig, TrialConfig
-from raypipe.dataset import load_dataset, split_dataset
+from raypipe.dataset import data_digest, load_dataset, split_dataset
 from raypipe.errors import UserError
-from raypipe.reading import write_yaml
+from raypipe.reading import read_trial, write_yaml
 from raypipe.splits import TEST, Splits
 from raypipe.storage import RemotePath
 from raypipe.telemetry import GpuFigures
@@ -137,11 +138,22 @@ def test_a_comparison_goes_on_only_with_the_config_it_was_begun_with(tmp_path, m
 def test_a_kept_training_reads_as_it_was(tmp_path):
     probabilities = np.array([[0.25, 0.75], [np.nan, np.nan], [0.1, 0.9]], np.float32)
     run = RunFigures("before", 1, probabilities, 5, 3, 32, 0.5, 9.0, 0.01, None, None, None)
-    write_run(tmp_path / "run.json", run)
-    again = read_run(tmp_path / "run.json")
+    file = tmp_path / "compare" / "runs" / "before-1.json"
+    file.parent.mkdir(parents=True)
+    write_run(file, run, "these settings and clips")
+    again = read_run(file, "these settings and clips")
     np.testing.assert_array_equal(again.probabilities, probabilities)
     assert replace(again, probabilities=probabilities) == replace(run, probabilities=probabilities)
-    json.loads((tmp_path / "run.json").read_text(), parse_constant=pytest.fail)
+    json.loads(file.read_text(), parse_constant=pytest.fail)
+    with pytest.raises(UserError, match=r"^--name compare: .*before-1.json was trained with other settings"):
+        read_run(file, "others")
+
+
+def test_the_basis_of_a_training_is_all_that_its_figures_depend_on():
+    asked = {"trial": BEFORE, "data": "d", "backend": "tensorflow", "claim": Claim(1, 0, 2)}
+    others = {"trial": AFTER, "data": "e", "backend": "jax", "claim": Claim(1, 2, 2)}
+    bases = [basis_of(**asked)] + [basis_of(**asked | {name: other}) for name, other in others.items()]
+    assert len(set(bases)) == len(bases) and basis_of(**asked) == bases[0]
 
 
 def epoch(number, loss, *, data_s=0.1, **gpu):
@@ -208,6 +220,12 @@ def compared(tmp_path_factory) -> RemotePath:
     write_run(
         begun / "runs" / "after-0.json",
         RunFigures("after", 0, sure, 3, 3, 16, 0.5, 1.5, 0.01, None, None, None),
+        basis_of(
+            read_trial(folder / "after.yaml", flag="--after"),
+            data_digest(dataset, splits),
+            config.backend,
+            Claim(cpus=1, gpus=0, replicas=2),
+        ),
     )
     run = run_compare(folder, "--config", str(begun / "config.yaml"), "--name", "mine")
     assert run.returncode == 0, run.stderr[-3000:]
@@ -235,8 +253,8 @@ def test_the_files_say_what_was_trained(compared):
 
 def test_the_test_side_takes_no_part(compared):
     clips = json.loads((compared / "comparison.json").read_text())["clips"]
-    run = read_run(compared / "runs" / "before-0.json")
-    assert int((~np.isnan(run.probabilities[:, 0])).sum()) == clips < 60
+    probabilities = json.loads((compared / "runs" / "before-0.json").read_text())["probabilities"]
+    assert sum(row is not None for row in probabilities) == clips < 60 == len(probabilities)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from features import make_store
+from features import SPEC, make_store
 
 from raypipe.config import SplitConfig, TrialConfig
 from raypipe.dataset import (
@@ -179,3 +180,6 @@ def test_a_change_of_the_clips_shows_in_their_digest(tmp_path):
     assert data_digest(dataset, splits) != data_digest(
         more, split_dataset(more, SplitConfig(), seed=0, store=other)
     )
+    otherwise = replace(dataset, clips=replace(dataset.clips, fingerprint="of another backbone"))
+    assert dataset.clips.fingerprint == SPEC.fingerprint
+    assert data_digest(dataset, splits) != data_digest(otherwise, splits)

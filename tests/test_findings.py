@@ -1,5 +1,6 @@
 """What a finished search is found to be, on a made-up store and real small videos."""
 
+import json
 import shlex
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -124,6 +125,15 @@ def test_energy_is_the_sum_of_all_epochs_or_not_measured(run: Run) -> None:
     assert energy_j(run, ["1"]) == 30.5
     assert np.isnan(energy_j(run, ["1", "3"]))
     assert np.isnan(energy_j(run, ["4"])), "it failed before its first epoch"
+
+
+def test_what_the_features_cost_is_of_the_run_that_had_all_to_do(run: Run) -> None:
+    best, yardstick = best_of(run)
+    whole = {"videos": 60, "wall_s": 59.0, "cpu_s": {"decode": 30.0, "embed": 80.0}}
+    later = {"videos": 65, "wall_s": 2.0, "cpu_s": {"decode": 0.5, "embed": 1.5}, "full_run": whole}
+    (run.store.path / "summary.json").write_text(json.dumps(later))
+    cost = find(run, board_of(run), best, yardstick).cost
+    assert (cost.extraction_s, cost.extraction_cpu_s) == (59.0, 110.0)
 
 
 def test_the_commands_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

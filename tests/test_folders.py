@@ -5,14 +5,16 @@ from s3 import Bucket
 
 from raypipe.config import TuneConfig
 from raypipe.errors import UserError
-from raypipe.folders import begin, new_run_folder
+from raypipe.folders import alone_in, begin, new_run_folder, none_left_blank
 from raypipe.storage import RemotePath
 
 
 def test_a_run_never_overwrites_another(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert [new_run_folder(tmp_path, None).name for _ in range(3)] == ["tune", "tune-2", "tune-3"]
-    assert new_run_folder(tmp_path, "mine").name == "mine"
+    mine = new_run_folder(tmp_path, "mine")
+    begin(TuneConfig(), mine)
+    assert mine.name == "mine"
     with pytest.raises(UserError, match=r"--name mine: .* exists; choose another name, or go on with it"):
         new_run_folder(tmp_path, "mine")
 
@@ -41,3 +43,22 @@ def test_in_a_bucket_a_run_is_there_once_something_is_in_it():
     assert new_run_folder(results, None).name == "tune-2"
     with pytest.raises(UserError, match=r"--name tune: s3://.* exists; .*--resume 's3://"):
         new_run_folder(results, "tune")
+
+
+def test_a_name_is_free_again_where_no_run_could_begin(tmp_path):
+    folder = new_run_folder(tmp_path, "mine")
+    with pytest.raises(ConnectionError), alone_in(folder), none_left_blank(folder):
+        raise ConnectionError("no cluster answers")
+    assert not folder.exists()
+    with alone_in(new_run_folder(tmp_path, "mine")):
+        pass  # killed before it had begun
+    assert [file.name for file in folder.iterdir()] == [".lock"]
+    assert new_run_folder(tmp_path, "mine") == folder
+
+
+def test_a_run_that_began_is_kept_whatever_ends_it(tmp_path):
+    folder = new_run_folder(tmp_path, None)
+    with pytest.raises(ConnectionError), alone_in(folder), none_left_blank(folder):
+        begin(TuneConfig(), folder)
+        raise ConnectionError("the cluster ended")
+    assert (folder / "config.yaml").is_file()

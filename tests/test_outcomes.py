@@ -89,7 +89,7 @@ def test_a_name_does_not_reach_beyond_its_line() -> None:
     assert printable("a\x1b[31m\n" + "b" * 300) == "a [31m " + "b" * 92 + "…"
 
 
-FULL = {"videos": 6, "wall_s": 9.0, "videos_per_s": 0.667}
+FULL = {"videos": 6, "wall_s": 9.0, "videos_per_s": 0.667, "cpu_s": {"decode": 3.5, "embed": 7.5}}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -209,6 +210,14 @@ def test_wrong_use_is_one_sentence_and_status_2(arguments: list[str], sentence: 
     assert run.returncode == 2
     assert run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
     assert sentence in run.stderr
+
+
+def test_predictions_that_cannot_be_written_are_one_sentence(predicted: Path, tmp_path: Path) -> None:
+    shutil.copytree(predicted / "out", tmp_path / "out")
+    (tmp_path / "out" / "summary.json").unlink()
+    (tmp_path / "out" / "summary.json").mkdir()
+    with pytest.raises(RunFailed, match=r"^--output .*/out: cannot be written: Is a directory$"):
+        main(config_for(predicted, output=str(tmp_path / "out")))
 
 
 def test_model_and_predictions_may_lie_in_a_bucket(predicted: Path) -> None:

@@ -132,3 +132,18 @@ def test_when_time_is_up_no_trial_starts():
     steer, _ = steering(1, time_budget_s=0.01)
     time.sleep(0.02)
     assert steer.next() is None and steer.finished
+
+
+def test_when_time_is_up_what_was_to_be_tried_once_more_stays_failed():
+    (first, board), failed = steering(2), []
+    for _ in range(2):
+        work = first.next()
+        assert work is not None
+        failed.append(replace(board.get(work.number), status="failed", reason="error"))
+    steer = Steering(steering(1, time_budget_s=0.2)[0].run, board, again=failed)
+    again = steer.next()
+    assert again is not None and again.number == "1"
+    time.sleep(0.3)
+    end(board, again)
+    assert steer.next() is None and steer.finished
+    assert [board.get(number).status for number in "12"] == ["done", "failed"]

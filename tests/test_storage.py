@@ -19,12 +19,13 @@ import pytest
 from features import SPEC, make_store
 from pyarrow.dataset import dataset
 from runs import FLAGS, ids, write_videos
-from s3 import ACCESS_KEY, SECRET_KEY, Bucket, proxy
+from s3 import ACCESS_KEY, SECRET_KEY, Bucket, free_port, proxy
 
 from raypipe import storage
-from raypipe.config import TrialConfig, TuneConfig
+from raypipe.config import ExtractConfig, TrialConfig, TuneConfig
 from raypipe.dataset import load_dataset
 from raypipe.errors import UserError
+from raypipe.extract import main as extract
 from raypipe.leaderboard import pending_trial
 from raypipe.remote_file import open_remote
 from raypipe.results import trial_as_json
@@ -119,6 +120,7 @@ def test_a_remote_path_is_used_like_a_path(folder: RemotePath, tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_ten_thousand_keys_are_listed_in_pages() -> None:
     bucket = Bucket()
     client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{bucket.port}", region_name="us-east-1")
@@ -131,6 +133,17 @@ def test_ten_thousand_keys_are_listed_in_pages() -> None:
         print(f"10,000 keys: {time.monotonic() - started_s:.2f} s, {len(traffic.requests)} requests")
         assert len(listing.videos) == 10_000 and {v.label for v in listing.videos} == {"fight", "calm"}
         assert len(traffic.requests) < 30
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_an_output_that_does_not_answer_is_one_sentence(
+    dry_run: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    away = replace(Bucket(), port=free_port())
+    config = ExtractConfig(input=str(tmp_path), output=away.uri("features"), dry_run=dry_run)
+    with pytest.raises(UserError, match=r"^--output s3://.*/features\?.*: cannot be read: "):
+        extract(config)
 
 
 # --- faults -------------------------------------------------------------------------------------------

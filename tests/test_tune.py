@@ -100,6 +100,18 @@ def test_what_no_trial_can_train_with_is_refused_before_anything_is_written(tmp_
     assert not (tmp_path / "features" / "splits").exists() and not (tmp_path / "results").exists()
 
 
+def test_a_name_is_not_used_up_by_a_run_that_could_not_start(tmp_path):
+    make_store(tmp_path / "features")
+    for _ in range(2):
+        run = subprocess.run(
+            [sys.executable, "-m", "raypipe.tune", "--features", "features", "--name", "mine"],
+            cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"RAY_ADDRESS": "127.0.0.1:1"},
+        )  # fmt: skip
+        assert run.returncode == 1
+        assert "RAY_ADDRESS 127.0.0.1:1: no Ray cluster answers there" in run.stderr.splitlines()[-1]
+        assert not (tmp_path / "results" / "mine").exists()
+
+
 # `tune` for real, on a cluster that says it has four GPUs.
 FOUR_GPUS = """
 import contextlib, sys, threading, time, ray
@@ -259,6 +271,7 @@ def open_in(trial: Path) -> int | None:
     return None
 
 
+@pytest.mark.slow
 def test_a_trial_whose_process_is_killed_goes_on_as_if_it_had_not(tmp_path):
     make_store(tmp_path / "features")
     trials = tmp_path / "results" / "tune" / "trials"
