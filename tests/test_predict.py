@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from clips import Frame, draw_frame, write_video
+from ray._private.utils import get_num_cpus
 from runs import SAMPLING, one_ray
 from s3 import Bucket
 from saved import CLASSES, save_model
@@ -250,7 +251,9 @@ def test_the_three_commands_one_after_the_other(tmp_path: Path) -> None:
             return draw_frame(frame * (1 + 8 * (number % 2)) + number, width, height)
 
         write_video(tmp_path / "videos" / label / f"{number}.mp4", frames=30, size=(64, 48), draw=draw)
-    tuning = ["--num-samples", "2", "--epochs", "4", "--gpus-per-trial", "1", "--folds", "2"]
+    # With all cores for one training, so that the last two wait for each other.
+    cores = ["--gpus-per-trial", "1", "--cpus-per-trial", str(get_num_cpus())]
+    tuning = ["--num-samples", "2", "--epochs", "4", "--folds", "2", "--protocol", "both", *cores]
     for command in (
         ["extract", "--input", "videos", *sampling],
         ["tune", *tuning],
@@ -276,3 +279,4 @@ def test_the_three_commands_one_after_the_other(tmp_path: Path) -> None:
     page = (tmp_path / "results" / "tune" / "report.html").read_text()
     for section in ("settings", "yardstick", "decisions", "calibration", "misses", "leaks", "cost", "repeat"):
         assert f'id="{section}"' in page
+    assert "Random folds ignore groups" in page
