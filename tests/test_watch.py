@@ -37,8 +37,9 @@ def lose():
     cluster.remove_node(node)
 
 threading.Thread(target=lose).start()
+one_each = ray.data.ActorPoolStrategy(size=2, max_tasks_in_flight_per_actor=1)
 hanging = ray.data.from_items([{"video": 1}, {"video": 2}], override_num_blocks=2).map_batches(
-    Hangs, fn_constructor_args=(tally,), compute=ray.data.ActorPoolStrategy(size=2)
+    Hangs, fn_constructor_args=(tally,), compute=one_each
 )
 try:
     list(hanging.iter_batches())
