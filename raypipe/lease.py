@@ -67,6 +67,7 @@ class Lease:
         self._marker = folder / uuid.uuid4().hex
         self._beats = 0
         self._beaten_s = 0.0
+        self._lost: RunFailed | None = None
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -96,13 +97,18 @@ class Lease:
 
     def check(self) -> None:
         """Raises RunFailed where this writer was away for so long that another may have begun."""
-        if _awake_s() - self._beaten_s < LEASE_S / 2:
+        if self._lost:
+            raise self._lost
+        if not self._was_away():
             return
         if not self._marker.exists():
             raise RunFailed(f"{self._folder.parent}: lost its place as the writer there; run it again")
         self._beat()
         if self._others():
             raise RunFailed(f"{self._folder.parent}: another run writes there now; run it again")
+
+    def _was_away(self) -> bool:
+        return _awake_s() - self._beaten_s >= LEASE_S / 2
 
     def _others(self) -> dict[str, bytes]:
         """What the markers of other writers say, by name."""
@@ -153,8 +159,14 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._ended.wait(BEAT_S):
-            # A marker that another has removed must not come back: `check` will say so.
+            # A marker that another has removed must not come back; and one that came back all the same, as it
+            # was on its way while this process stood still, must not pass for a writer that was never away.
             with contextlib.suppress(OSError):
+                try:
+                    self.check()
+                except RunFailed as error:
+                    self._lost = error
+                    return
                 if self._marker.exists():
                     self._beat()
 

@@ -86,6 +86,22 @@ def test_a_writer_that_was_taken_for_dead_writes_no_more(
     lease.close()
 
 
+def test_a_writer_that_was_away_is_not_the_writer_again_for_its_marker_came_back(
+    locks: RemotePath, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A beat was on its way while it stood still."""
+    lease = Lease(locks, refuse="")
+    lease.take()
+    (locks / "another").write_text("{}")
+    awake_s = leases._awake_s
+    monkeypatch.setattr(leases, "_awake_s", lambda: awake_s() + leases.LEASE_S)
+    time.sleep(3 * leases.BEAT_S)
+    (locks / "another").unlink()  # it wrote, and has ended
+    with pytest.raises(RunFailed, match="another run writes there now"):
+        lease.check()
+    lease.close()
+
+
 def test_of_many_that_begin_at_once_never_two_write(locks: RemotePath, quick: None) -> None:
     writing, most, lock = 0, 0, threading.Lock()
 
