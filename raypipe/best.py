@@ -13,7 +13,7 @@ from raypipe.history import csv_text
 from raypipe.results import BestResult, SideResult, TrialResult, Yardstick
 from raypipe.run import Run
 from raypipe.splits import Splits
-from raypipe.yardstick import predict_folds, predict_test, yardstick_name
+from raypipe.yardstick import predict_folds, predict_test, refuse_not_finite, yardstick_name
 
 
 def judge_best(
@@ -36,13 +36,15 @@ def judge_best(
         by_chance = out_of_fold_side(clips, groups, run.random_splits, random_folds, seed=seed)
         chance_line = predict_folds(clips, run.random_splits, seed=seed)
         chance_yardstick = out_of_fold_side(clips, groups, run.random_splits, chance_line, seed=seed)
+    test = held_out_side(clips, groups, run.splits, refit, calibration, seed=seed)
     return BestResult(
         trial_id=trial.trial_id,
         config=trial.course.at(trial.best_epoch),
         epochs=trial.best_epoch,
         calibration=calibration,
         validation=validation,
-        test=held_out_side(clips, groups, run.splits, refit, calibration, seed=seed),
+        test=test,
+        raw_test=refit[test.positions] if test else None,
         over_yardstick=differences(clips, groups, validation, yardstick.validation, seed=seed),
         random_folds=by_chance,
         random_yardstick=chance_yardstick,
@@ -53,6 +55,7 @@ def measure_yardstick(run: Run, splits: Splits) -> Yardstick:
     """The simple model on these folds, judged as trials are."""
     clips, groups, seed = run.dataset.clips, run.dataset.groups, run.config.seed
     started_s = time.monotonic()
+    refuse_not_finite(clips)
     out_of_fold, test = predict_folds(clips, splits, seed=seed), predict_test(clips, splits, seed=seed)
     wall_s = time.monotonic() - started_s
     known = ~np.isnan(out_of_fold[:, 0])
@@ -108,7 +111,7 @@ def write_best(run: Run, best: BestResult, yardstick: Yardstick) -> None:
             "trial": best.trial_id,
             "epochs": best.epochs,
             "metric": run.config.metric,
-            "protocol": run.config.splits.protocol,
+            "protocol": "given" if any(run.dataset.splits) else run.config.splits.protocol,
             "calibration": asdict(best.calibration),
             **sides(best.validation, best.test),
             "yardstick": {"name": yardstick.name, **sides(yardstick.validation, yardstick.test)},

@@ -63,13 +63,21 @@ def cross_fitted(
 
 
 def best_temperature(labels: NDArray[np.integer], raw: NDArray[np.floating]) -> float:
-    """The temperature with the lowest cross-entropy."""
+    """The temperature with the lowest cross-entropy.
+
+    A clip of a class with n clips counts as one of it by (n + 1) / (n + C) only, and of each other class by
+    1 / (n + C): clips that are all answered right, however many, do not show that none ever would be wrong
+    (the targets of Platt 1999, for C classes).
+    """
     logits = np.log(np.maximum(np.asarray(raw, np.float64), LEAST))
-    own = logits[np.arange(len(labels)), labels]
+    classes = logits.shape[1]
+    counts = np.bincount(labels, minlength=classes)[labels][:, None]
+    targets = (1 + counts * (np.arange(classes) == labels[:, None])) / (counts + classes)
+    meant = (targets * logits).sum(axis=1)
 
     def loss(log_temperature: float) -> float:
         scale = np.exp(-log_temperature)
-        return float((np.logaddexp.reduce(logits * scale, axis=1) - own * scale).mean())
+        return float((np.logaddexp.reduce(logits * scale, axis=1) - meant * scale).mean())
 
     low, high = np.log(TEMPERATURES)
     return float(np.exp(minimize_scalar(loss, bounds=(low, high), method="bounded").x))

@@ -401,7 +401,14 @@ def svg(
     size: tuple[float, float] = (4.9, 3.0),
 ) -> Markup:
     """What `draw` puts on the axes, as inline SVG with title and description; `key` makes its ids unique."""
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": key, "lines.scale_dashes": False}):
+    with rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": key,
+            "lines.scale_dashes": False,
+            "text.parse_math": False,  # names of classes are no formulas
+        }
+    ):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         axes.spines[["top", "right", "left"]].set_visible(False)

@@ -99,6 +99,11 @@ def split_dataset(dataset: Dataset, config: SplitConfig, *, seed: int, store: Fe
     if len(names) < 2:
         raise UserError(f"--features {store.path}: all clips have the label {names[0]!r}; two are needed")
     if any(dataset.splits):
+        if config.protocol == "random":
+            raise UserError(
+                "--protocol random: the manifest has a split column, which says the side of each clip; "
+                "extract with a manifest without it, or use --protocol both"
+            )
         splits = given_splits(dataset.splits)
         check_sides(dataset.clips.labels, names, splits)
         return splits
@@ -181,6 +186,14 @@ def leaks(dataset: Dataset, splits: Splits) -> list[tuple[str, str]]:
         if splits.sides[i] != splits.sides[j]:
             pairs.append((dataset.clips.video_ids[j], dataset.clips.video_ids[i]))
     return pairs
+
+
+def torn_groups(dataset: Dataset, splits: Splits) -> list[str]:
+    """Named groups that stand on several sides, as only a given split can have them."""
+    sides: dict[str, set[int]] = {}
+    for group, side in zip(dataset.groups, splits.sides.tolist(), strict=True):
+        sides.setdefault(group, set()).add(side)
+    return sorted(group for group, found in sides.items() if len(found) > 1)
 
 
 def data_digest(dataset: Dataset, splits: Splits) -> str:

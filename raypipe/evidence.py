@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from raypipe.calibration import Calibration, cross_fitted
 from raypipe.cluster import Claim
 from raypipe.console import shown_path
-from raypipe.dataset import Dataset, class_counts, leaks
+from raypipe.dataset import Dataset, class_counts, leaks, torn_groups
 from raypipe.findings import find
 from raypipe.leaderboard import Leaderboard
 from raypipe.metrics import Difference, Evaluation, evaluate, paired_differences
@@ -238,6 +238,12 @@ def notes(
         said.append(
             f"{len(pairs)} pairs of clips have the same content on two sides, for example "
             f"{pairs[0][0]} and {pairs[0][1]}: give both the same group, or scores look better than they are."
+        )
+    torn = torn_groups(dataset, splits) if protocol != "random" else []
+    if torn:
+        said.append(
+            f"The manifest's split column has {len(torn)} groups on several sides, for example {torn[0]}: "
+            "clips of one source are alike, so scores look better than they are."
         )
     if not have_groups(dataset.groups):
         said.append(

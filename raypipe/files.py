@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -30,8 +31,20 @@ def write_atomically(path: Place, content: Any) -> None:
 
 
 def write_json(path: Place, content: object) -> None:
-    """`content` as indented JSON, written like `write_atomically`."""
-    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+    """`content` as indented JSON, written like `write_atomically`. What is not known is null, not NaN."""
+    write_atomically(path, (json.dumps(_known(content), indent=2, allow_nan=False) + "\n").encode())
+
+
+def _known(value: Any) -> Any:
+    """
+    >>> _known({"auc": float("nan"), "interval": (0.5, float("nan"))})
+    {'auc': None, 'interval': [0.5, None]}
+    """
+    if isinstance(value, dict):
+        return {name: _known(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_array(path: Place, array: NDArray[Any]) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.calibration import Calibration
 from raypipe.files import read_array
 from raypipe.importance import importances
 from raypipe.leaderboard import Leaderboard
@@ -65,13 +64,13 @@ def sides_of(run: Run, best: BestResult, yardstick: Yardstick) -> tuple[Side, ..
         )
     ]
     if best.test and yardstick.test:
-        undo = Calibration(1 / best.calibration.temperature)
+        assert best.raw_test is not None, "a test side was predicted"
         sides.append(
             Side(
                 "Test",
                 "held out, read once",
                 labels[best.test.positions],
-                undo.probabilities(best.test.probabilities),
+                best.raw_test,
                 best.test.probabilities,
                 yardstick.test.probabilities,
             )

@@ -169,25 +169,37 @@ def score_intervals(
     """95 % intervals by the names of `weighted_scores`, from the percentiles of resampled groups.
 
     Where a share is 0 or 1 every resample says the same; then Wilson's interval, with the groups as the
-    number of draws, says what so few can show.
+    number of draws, says what so few can show. Of one group nothing is known but that.
     """
     values = bootstrap(labels, probabilities, groups, predicted=predicted, seed=seed)
     answers = probabilities.argmax(axis=1) if predicted is None else predicted
     found = {name: middle_95(values[name]) for name in values}
-    shares = {"accuracy": np.ones(len(labels), bool)}
+
+    _, group_numbers = np.unique(np.asarray(groups), return_inverse=True)
+
+    def draws(part: NDArray[np.bool_]) -> int:
+        return len(np.unique(group_numbers[part]))
+
+    everything = np.ones(len(labels), bool)
+    parts = dict.fromkeys(found, everything)
+    shares = {"accuracy": everything}
     for number in range(probabilities.shape[1]):
-        shares[f"recall_of_{number}"] = labels == number
-        shares[f"precision_of_{number}"] = answers == number
+        parts[f"f1_of_{number}"] = labels == number
+        shares |= {f"recall_of_{number}": labels == number, f"precision_of_{number}": answers == number}
+    # Means over the classes are as sure as the class with the fewest groups lets them be.
+    of_class = {number: draws(labels == number) for number in np.unique(labels).tolist()}
+    counts = dict.fromkeys(("recall", "f1", "precision", "auc"), min(of_class.values()))
+    counts |= {f"f1_of_{number}": count for number, count in of_class.items()}
+    for name, part in (parts | shares).items():
+        if draws(part) < 2:
+            found[name] = UNKNOWN
     for name, part in shares.items():
         right = answers[part] == labels[part]
-        if len(right) == 0:
-            found[name] = UNKNOWN
-        elif right.all() or not right.any():
-            draws = len({group for group, taken in zip(groups, part, strict=True) if taken})
-            found[name] = wilson_interval(draws * right.mean(), draws)
-    if found["auc"] in ((0.0, 0.0), (1.0, 1.0)):
-        draws = min(len({g for g, one in zip(groups, labels, strict=True) if one == c}) for c in set(labels))
-        found["auc"] = wilson_interval(draws * found["auc"][0], draws)
+        if len(right) and (right.all() or not right.any()):
+            found[name] = wilson_interval(draws(part) * right.mean(), draws(part))
+    for name, count in counts.items():
+        if found[name] in ((0.0, 0.0), (1.0, 1.0)):
+            found[name] = wilson_interval(count * found[name][0], count)
     return found
 
 
@@ -206,7 +218,7 @@ def paired_differences(
     left, right = (bootstrap(labels, p, groups, predicted=q, seed=seed) for p, q in (one, other))
     exact = [weighted_scores(labels, p, ones, predicted=q) for p, q in (one, other)]
     for name in left:
-        low, high = middle_95(left[name] - right[name])
+        low, high = middle_95(left[name] - right[name]) if len(set(groups)) > 1 else UNKNOWN
         found[name] = Difference(float(exact[0][name][0] - exact[1][name][0]), low, high)
     return found
 

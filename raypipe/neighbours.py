@@ -40,12 +40,16 @@ class Neighbours:
 
 
 def near_duplicates(clips: ClipSet, sides: NDArray[np.integer], *, seed: int) -> Neighbours:
-    """Pairs of clips that are alike and on different sides, of `clips` and the side [N] of each."""
+    """Pairs of clips that are alike and on different sides, of `clips` and the side [N] of each. Clips that
+    failed and take part as zeros are alike without being copies: they are left out."""
     view = "motion" if clips.view == "motion" else "rgb"
     rows = np.arange(len(sides))
     if len(rows) > MOST_CLIPS:
         rows = np.sort(np.random.default_rng(seed).choice(rows, MOST_CLIPS, replace=False))
-    directions = centred_directions(pooled(view_of(clips.features, clips.view, view), rows))
+    vectors = pooled(view_of(clips.features, clips.view, view), rows)
+    there = vectors.any(axis=1)
+    rows, vectors = rows[there], vectors[there]
+    directions = centred_directions(vectors)
     found = alike(directions, sides[rows], CUT_OFF[view])
     pairs = [Pair(int(rows[i]), int(rows[j]), cosine) for i, j, cosine in found]
     return Neighbours(view, CUT_OFF[view], len(rows), tuple(sorted(pairs, key=lambda pair: -pair.cosine)))

@@ -134,6 +134,8 @@ class BestResult:
     random_folds: SideResult | None = None
     """The same config on folds that ignore groups, as published numbers are made (--protocol both)."""
     random_yardstick: SideResult | None = None
+    raw_test: NDArray[np.float32] | None = None
+    """[n, C] of `test`, before the temperature."""
 
     def gain_over_yardstick(self, metric: str) -> Difference:
         """In the metric that ranks trials."""

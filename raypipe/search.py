@@ -180,7 +180,7 @@ def _told(config: TuneConfig, trial: TrialResult, *, ended: bool) -> "optuna.tri
         for label, (name, values) in space.items()
     }
     state, steps, value = TrialState.RUNNING, {}, None
-    if ended and trial.status == "failed":
+    if ended and (trial.status == "failed" or np.isnan(trial.score)):
         state = TrialState.FAIL
     elif ended and trial.status == "pruned":
         state, steps = TrialState.PRUNED, {len(trial.epochs): trial.score}

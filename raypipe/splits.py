@@ -86,7 +86,7 @@ def assign_groups(
         counts[group][classes.index(label)] += 1
     shares = np.array([test_share if side == TEST else (1 - test_share) / folds for side in sides])
     target = shares[:, None] * np.sum(list(counts.values()), axis=0)  # [sides, classes]
-    placed = np.zeros_like(target)
+    placed, room = np.zeros_like(target), target.sum(axis=1)
 
     assigned = {name: side for name, side in (kept or {}).items() if name in counts and side in sides}
     for name, side in assigned.items():
@@ -98,6 +98,8 @@ def assign_groups(
         empty = placed.sum(axis=1) == 0
         if empty.sum() >= len(names) - len(assigned):  # as many as there are groups left
             gain = np.where(empty, gain, -np.inf)
+        else:  # a source larger than a side's whole share goes where the share is as large, or the largest
+            gain = np.where(room >= min(counts[name].sum(), room.max()), gain, -np.inf)
         best = np.flatnonzero(np.isclose(gain, gain.max()))
         choice = min(best, key=lambda i: _draw(seed, f"{name}/{i}"))
         placed[choice] += counts[name]
@@ -127,8 +129,8 @@ def given_splits(splits: Sequence[str | None]) -> Splits:
 def check_sides(
     labels: NDArray[np.int64], class_names: Sequence[str], splits: Splits, *, tested: bool = False
 ) -> None:
-    """Raises UserError where a fold would validate nothing or train without a class, or where with `tested`
-    the test side is empty."""
+    """Raises UserError where a fold would validate nothing or train without a class, where no fold validates
+    a class, or where with `tested` the test side is empty."""
     if len(class_names) < 2:
         raise UserError(
             f"all clips have the label {class_names[0]!r}: a classifier needs at least two classes"
@@ -150,3 +152,8 @@ def check_sides(
                 f"class {class_names[number]!r} has too few groups: fold {fold + 1} would train without it; "
                 "add videos of it from other sources, or lower --folds"
             )
+    for number in sorted(set(range(len(class_names))) - set(labels[splits.sides >= 0].tolist())):
+        raise UserError(
+            f"class {class_names[number]!r} has no clip to validate on, so trials cannot be ranked; "
+            "give some of its clips the split val"
+        )

@@ -7,6 +7,7 @@ its cost, and says so.
 import numpy as np
 from numpy.typing import NDArray
 
+from raypipe.errors import UserError
 from raypipe.splits import Splits
 from raypipe.trial import ClipSet
 
@@ -36,6 +37,18 @@ def pooled(clips: ClipSet) -> NDArray[np.float32]:
         part = np.asarray(features[start : start + CLIPS_AT_ONCE], np.float32)
         found[start : start + CLIPS_AT_ONCE] = np.concatenate([part.mean(axis=1), part.std(axis=1)], axis=1)
     return found
+
+
+def refuse_not_finite(clips: ClipSet) -> None:
+    """Raises UserError where features are not finite: no model can learn from them."""
+    broken = np.flatnonzero(~np.isfinite(pooled(clips)).all(axis=1))
+    if len(broken):
+        names = ", ".join(clips.video_ids[position] for position in broken[:3])
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise UserError(
+            f"the features of {names}{more} are not finite: the backbone gives numbers beyond float16's "
+            "range; leave them out, or extract with a backbone whose numbers are smaller"
+        )
 
 
 def predict_folds(clips: ClipSet, splits: Splits, *, seed: int) -> NDArray[np.float32]:

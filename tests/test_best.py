@@ -14,6 +14,7 @@ from raypipe.best import judge_best, measure_yardstick, sentences, write_best
 from raypipe.cluster import Claim
 from raypipe.config import TrialConfig, TuneConfig
 from raypipe.dataset import load_dataset, split_dataset
+from raypipe.errors import UserError
 from raypipe.leaderboard import pending_trial
 from raypipe.results import BestResult, Yardstick
 from raypipe.run import Run
@@ -65,7 +66,7 @@ def test_what_is_measured_on_random_folds_does_not_read_the_test_side(run):
     best = judge_best(blind, trial, yardstick, out_of_fold=folds, refit=raw, random_folds=folds)
     assert best.random_yardstick is not None and whole.random_yardstick is not None
     assert best.random_yardstick.evaluation == whole.random_yardstick.evaluation
-    with pytest.raises(ValueError, match="NaN"):  # it would have been noticed
+    with pytest.raises(UserError, match=r"the features of clip.* are not finite"):  # it would be noticed
         measure_yardstick(blind, blind.splits)
 
 

@@ -60,3 +60,11 @@ def test_more_than_two_classes_have_a_temperature_only():
     calibration = fit_calibration(rng.integers(0, 3, 50), raw)
     assert calibration.threshold is None
     assert calibration.probabilities(raw).sum(axis=1) == pytest.approx(1)
+
+
+def test_answers_that_are_all_right_do_not_make_a_model_sure_of_everything():
+    labels = np.arange(40) % 2
+    sure = np.linspace(0.60, 0.95, 40)
+    raw = np.where(labels[:, None] == [0, 1], sure[:, None], 1 - sure[:, None])
+    calibrated = Calibration(best_temperature(labels, raw)).probabilities(np.array([[0.4, 0.6]]))
+    assert 0.6 < calibrated[0, 1] < 0.95

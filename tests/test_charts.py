@@ -1,8 +1,10 @@
 import math
 from collections.abc import Sequence
+from html import escape
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
 from raypipe.charts import (
     BEST,
@@ -14,6 +16,7 @@ from raypipe.charts import (
     reliability_chart,
     roc_chart,
     slice_chart,
+    svg,
     thinned,
 )
 from raypipe.results import Setting, TrialResult
@@ -91,3 +94,11 @@ def test_a_slice_says_what_was_tried_and_what_was_best(column: Sequence[Setting]
 def test_a_curve_behind_a_chart_keeps_its_ends() -> None:
     points = thinned(np.linspace(0, 1, 500), np.linspace(1, 0, 500))
     assert len(points) == 20 and (points[0], points[-1]) == ((0.0, 1.0), (1.0, 0.0))
+
+
+@pytest.mark.parametrize("name", ["$$", "<$%$>", "$x^$", "$5-$10"])
+def test_a_name_of_a_class_is_no_formula(name: str) -> None:
+    def draw(axes: Axes) -> None:
+        axes.set(xlabel=f"probability of {name}")
+
+    assert f"probability of {escape(name)}" in svg("key", "title", "finding", draw)

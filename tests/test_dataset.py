@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from features import SPEC, make_store
 
+from raypipe.cluster import Claim
 from raypipe.config import SplitConfig, TrialConfig
 from raypipe.dataset import (
     check_trial,
@@ -14,8 +15,10 @@ from raypipe.dataset import (
     leaks,
     load_dataset,
     split_dataset,
+    torn_groups,
 )
 from raypipe.errors import UserError
+from raypipe.evidence import notes
 from raypipe.trial import ClipSet
 
 
@@ -156,6 +159,21 @@ def test_random_folds_let_groups_leak_and_grouped_ones_do_not(tmp_path):
     assert crossing(dataset.groups, grouped.sides) == 0 < crossing(dataset.groups, dealt.sides)
     again = split_dataset(dataset, SplitConfig(protocol="both"), seed=0, store=store)
     np.testing.assert_array_equal(again.sides, grouped.sides)
+
+
+def test_a_given_split_is_not_dealt_anew_and_groups_that_it_tears_are_named(tmp_path):
+    store = make_store(tmp_path, clips=60, clips_per_group=4, splits=("train", "train", "val", "test"))
+    dataset = load_dataset(store)
+    with pytest.raises(UserError, match="--protocol random: the manifest has a split column"):
+        split_dataset(dataset, SplitConfig(protocol="random"), seed=0, store=store)
+    splits = split_dataset(dataset, SplitConfig(protocol="both"), seed=0, store=store)
+    torn = torn_groups(dataset, splits)
+    assert torn == sorted(set(dataset.groups))
+    said = notes(dataset, splits, Claim(cpus=1, gpus=0, replicas=1))
+    assert any("15 groups on several sides, for example g0" in note for note in said)
+    store = make_store(tmp_path / "grouped")
+    dataset = load_dataset(store)
+    assert torn_groups(dataset, split_dataset(dataset, SplitConfig(), seed=0, store=store)) == []
 
 
 def test_dealing_the_training_side_at_random_leaves_the_test_side_alone(tmp_path):

@@ -53,7 +53,8 @@ def best_of(run: Run, *, wrong: int = 10) -> tuple[BestResult, Yardstick]:
     validation = out_of_fold_side(clips, groups, splits, out_of_fold, seed=0)
     calibration = Calibration(2.0, 0.5)
     test = held_out_side(clips, groups, splits, raw, calibration, seed=0)
-    best = BestResult("1", TrialConfig(), 3, calibration, validation, test, {})
+    raw_test = raw[test.positions] if test else None
+    best = BestResult("1", TrialConfig(), 3, calibration, validation, test, {}, raw_test=raw_test)
     return best, Yardstick("line", validation, test, 1.5)
 
 

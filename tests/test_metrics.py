@@ -168,3 +168,26 @@ def test_cross_entropy_by_hand():
     probabilities = np.array([[0.5, 0.5], [0.0, 1.0]], np.float32)
     assert cross_entropies(np.array([0, 1]), probabilities).tolist() == pytest.approx([np.log(2), 0])
     assert cross_entropies(np.array([0, 0]), probabilities)[1] == pytest.approx(-np.log(1e-7))
+
+
+def test_of_one_source_nothing_is_known():
+    labels, probabilities = made_up(10, signal=1.0)
+    worse = 1 - probabilities
+    found = score_intervals(labels, probabilities, ["one"] * 10)
+    assert all(np.isnan(interval).all() for interval in found.values())
+    gains = paired_differences(
+        labels,
+        (probabilities, probabilities.argmax(axis=1)),
+        (worse, worse.argmax(axis=1)),
+        ["one"] * 10,
+    )
+    assert gains["accuracy"].value > 0 and not gains["accuracy"].is_gain
+
+
+def test_means_over_the_classes_leave_room_for_doubt_where_all_are_right():
+    labels = np.array([0] * 20 + [1] * 4)
+    probabilities = np.eye(2)[labels]
+    found = score_intervals(labels, probabilities, [f"g{i}" for i in range(24)])
+    for name in ("recall", "f1", "precision", "auc", "recall_of_1", "f1_of_1"):
+        assert found[name] == wilson_interval(4, 4)
+    assert found["accuracy"] == wilson_interval(24, 24)

@@ -50,3 +50,10 @@ def test_chunks_and_drawn_clips_give_the_same(monkeypatch: pytest.MonkeyPatch) -
     drawn = near_duplicates(clip_set(features), sides, seed=0)
     assert drawn.compared == 20
     assert {pair.first for pair in drawn.pairs} <= {pair.first for pair in whole.pairs}
+
+
+def test_clips_that_take_part_as_zeros_are_no_copies() -> None:
+    features = scenes(60)
+    features[::6] = 0
+    found = near_duplicates(clip_set(features), np.arange(60) % 5, seed=0)
+    assert (found.compared, found.pairs) == (50, ())

@@ -154,3 +154,13 @@ def test_patience_counts_trials_since_the_best():
     trials = [ended(TRIAL, n, score) for n, score in enumerate([0.7, 0.8, 0.75, 0.8], 1)]
     assert [out_of_patience(config, trials[:count]) for count in range(5)] == [False] * 4 + [True]
     assert not out_of_patience(TuneConfig(), trials)
+
+
+@pytest.mark.parametrize("search", ["tpe", "random"])
+def test_a_trial_without_a_score_does_not_end_the_search(search):
+    config = CONFIG.model_copy(update={"search": search})
+    trials: list[TrialResult] = []
+    for number in range(1, 15):
+        trial = draw(config, number, trials, known=known_to(number, 1))
+        assert trial is not None
+        trials.append(ended(trial, number, float("nan") if number % 2 else 0.7))

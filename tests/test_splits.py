@@ -149,3 +149,18 @@ def test_a_given_split_wins():
 def test_a_split_column_that_cannot_serve_is_an_error(column, sentence):
     with pytest.raises(UserError, match=sentence):
         given_splits(column)
+
+
+def test_a_class_that_nothing_validates_is_an_error():
+    splits = given_splits(["train", "train", "val", "val"])
+    with pytest.raises(UserError, match=r"class 'b' has no clip to validate on"):
+        check_sides(np.array([0, 1, 0, 0]), ["a", "b"], splits)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_source_larger_than_the_test_side_stays_off_it(seed):
+    sizes = {"large": (60, 60)} | {f"g{i}": (2, 1) if i % 2 else (1, 2) for i in range(60)}
+    groups, labels = clips_of(sizes)
+    sides = assign_groups(groups, labels, folds=5, test_share=0.1, seed=seed)
+    assert sides["large"] != TEST
+    assert sum(sides[group] == TEST for group in groups) == pytest.approx(30, abs=6)
