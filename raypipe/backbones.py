@@ -59,7 +59,8 @@ class Backbone(Protocol):
     def with_dim(self, dim: int) -> "Backbone":
         """The same, with D known."""
 
-    def network(self) -> Network: ...
+    def network(self, *, gpu: bool = False) -> Network:
+        """What workers compute with; `gpu`: some have one."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class OnnxBackbone:
     def with_dim(self, dim: int) -> "OnnxBackbone":
         return replace(self, known_dim=dim)
 
-    def network(self) -> "OnnxNetwork":
+    def network(self, *, gpu: bool = False) -> "OnnxNetwork":
         return OnnxNetwork(self.write_graph(self.weights_path.read_bytes()), self.name)
 
 
@@ -131,8 +132,8 @@ CUDA = "CUDAExecutionProvider"
 class Embedder:
     """A loaded ONNX model: call it with uint8 RGB pictures [N, H, W, 3] for float32 features [N, D].
 
-    It may want them as floats or with the channels first. One thread: workers are processes, one per core,
-    and threads inside them only fight for it.
+    It may want them as floats, with the channels first, or in batches of one size only. One thread: workers
+    are processes, one per core, and threads inside them only fight for it.
     """
 
     def __init__(self, model: bytes, *, gpu: bool = False) -> None:
@@ -148,9 +149,17 @@ class Embedder:
             raise RuntimeError(f"{CUDA} does not load; CUDA and cuDNN must fit onnxruntime-gpu")
         (wanted,) = self._session.get_inputs()
         self._input, self._floats = wanted.name, wanted.type == "tensor(float)"
+        self._batch = wanted.shape[0] if wanted.shape and isinstance(wanted.shape[0], int) else None
         self._channels_first = len(wanted.shape) == 4 and wanted.shape[1] == 3 and wanted.shape[3] != 3
 
     def __call__(self, pictures: Pictures) -> NDArray[np.float32]:
+        if self._batch is None:
+            return self._features(pictures)
+        filled = np.concatenate([pictures, np.repeat(pictures[-1:], -len(pictures) % self._batch, axis=0)])
+        parts = [filled[i : i + self._batch] for i in range(0, len(filled), self._batch)]
+        return np.concatenate([self._features(part) for part in parts])[: len(pictures)]
+
+    def _features(self, pictures: Pictures) -> NDArray[np.float32]:
         given: NDArray[Any] = pictures.astype(np.float32) if self._floats else pictures
         if self._channels_first:
             given = np.ascontiguousarray(given.transpose(0, 3, 1, 2))
@@ -164,6 +173,11 @@ def onnx_sees_gpus() -> bool:
     return CUDA in ort.get_available_providers()
 
 
+FILES = (".onnx", ".keras")
+"""How the names of files end that hold a network. Such a backbone is called by the file's name and known by
+the digest of its content, wherever it lies."""
+
+
 def load_backbone(name: str, *, weights: str | None = None, frame_size: int = 224) -> Backbone:
     """The backbone called `name`, or in the file of that name; a UserError says what there is."""
     from raypipe import keras_backbones
@@ -173,12 +187,12 @@ def load_backbone(name: str, *, weights: str | None = None, frame_size: int = 22
         raise UserError(f"--weights {weights}: {name} brings its own; give it with a keras.applications name")
     if name in LITE:
         return efficientnet_lite(name)
-    if path.suffix in (".onnx", ".keras"):
+    if path.suffix in FILES:
         if not path.is_file():
             raise UserError(f"--backbone {name}: no such file")
         if path.suffix == ".onnx":
-            return OnnxBackbone(str(path.absolute()), None, path.absolute(), frame_size=frame_size)
-        return keras_backbones.KerasBackbone(str(path.absolute()), path.absolute(), frame_size)
+            return OnnxBackbone(path.name, None, path.absolute(), frame_size=frame_size)
+        return keras_backbones.KerasBackbone(path.name, path.absolute(), frame_size)
     if name in keras_backbones.application_names():
         if weights and not Path(weights).is_file():
             raise UserError(f"--weights {weights}: no such file")

@@ -484,7 +484,8 @@ class PredictConfig(Command):
     output: Location = "results/predictions"
     """Folder of the predictions and of their features; running again decodes only what is new."""
     weights: Location | None = None
-    """File of weights of the model's backbone, where its features were extracted with --weights."""
+    """File of weights of the model's backbone, where its features were extracted with --weights; or the .onnx
+    or .keras file that the backbone is, if it is not in the current folder."""
     retry_failed: bool = False
     """Take the videos that failed before once more."""
     max_failed: Annotated[float, Field(ge=0)] = 0.5

@@ -228,7 +228,7 @@ class Timeline:
         self._kept_from = {window.start_s: after.first for window, after in pairwise(self.windows)}
         self._pictures: dict[int, Pictures] = {}
         self._source = source
-        source.want(np.unique(np.concatenate([plan.wanted for plan in self._plans.values()])).tolist())
+        self._has_begun = False
 
     def _plan(self, window: Window, request: ClipRequest) -> FramePlan:
         gap_s = None if request.view == "rgb" else request.motion_gap_s
@@ -254,6 +254,10 @@ class Timeline:
         plan = self._plans.get(start_s)
         if plan is None:
             raise DecodeError("no_frames", "no frame could be decoded there")
+        if not self._has_begun:  # perhaps in the midst of the file: pictures of clips before are not made
+            later = [plan.wanted for begin_s, plan in self._plans.items() if begin_s >= start_s]
+            self._source.want(np.unique(np.concatenate(later)).tolist())
+            self._has_begun = True
         wanted = plan.wanted.tolist()
         self._pictures |= self._source.read([p for p in wanted if p not in self._pictures])
         pictures = {p: self._pictures[p] for p in wanted if p in self._pictures}

@@ -94,7 +94,7 @@ def main(config: ExtractConfig, listing: Listing | None = None) -> dict[str, Any
         plan = plan_run(listing.videos, store.index(), retry_failed=config.retry_failed)
         LOG.info("%d videos: %d done before, %d to do", len(listing.videos), plan.done, len(plan.todo))
         store.relabel(plan.relabelled)
-        costs = extract_missing(plan, store, spec, backbone.network(), config) if plan.todo else Costs()
+        costs = extract_missing(plan, store, spec, backbone, config) if plan.todo else Costs()
         account = account_for(store, listing.videos)
         summary = summarize(account, plan, costs, time.monotonic() - started_s)
         summary["full_run"] = full_run(summary, store.summary())
@@ -196,7 +196,7 @@ def feature_spec(sampling: SamplingConfig, backbone: Backbone) -> FeatureSpec:
 
 
 def extract_missing(
-    plan: Plan, store: FeatureStore, spec: FeatureSpec, network: Network, config: ExtractConfig
+    plan: Plan, store: FeatureStore, spec: FeatureSpec, backbone: Backbone, config: ExtractConfig
 ) -> Costs:
     """Decodes, embeds and stores the plan's videos on Ray."""
     from raypipe.cluster import ask, connect, workers_for
@@ -224,6 +224,7 @@ def extract_missing(
         commits = Commits(store, shard_rows=config.shard_rows, replaced=replaced)
         stages_s, meter = Counter[str](), RunMeter()
         try:
+            network = backbone.network(gpu=config.embedding.device != "cpu" and cluster.most_gpus > 0)
             gpus = gpus_for(network, cluster.most_gpus, config.embedding)
             embed = partial(EmbedClips, spec, ray.put(network), gpu=gpus > 0)
             for starts_left in reversed(range(MOST_STARTS)):

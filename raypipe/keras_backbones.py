@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.backbones import LOG, Network, OnnxNetwork, Pictures, file_digest, probe
+from raypipe.backbones import LOG, Network, OnnxNetwork, Pictures, file_digest, onnx_sees_gpus, probe
 from raypipe.console import TENSORFLOW_GREETINGS, duration, without_lines
 from raypipe.errors import UserError
 
@@ -66,12 +66,15 @@ class KerasBackbone:
     def _as_keras(self) -> "KerasNetwork":
         return KerasNetwork(self.name, self.weights_path, self.frame_size)
 
-    def network(self) -> Network:
-        """As ONNX where that gives the same features, else as it is, with a notice.
+    def network(self, *, gpu: bool = False) -> Network:
+        """As ONNX where that gives the same features, else as it is, with a notice; as it is, too, for GPUs
+        that ONNX Runtime cannot use.
 
         Raises UserError where there are no weights.
         """
         model = self._as_keras.build()
+        if gpu and not onnx_sees_gpus():
+            return self._as_keras
         why = "tf2onnx, of raypipe[onnx], is not installed"
         if importlib.util.find_spec("tf2onnx"):
             try:

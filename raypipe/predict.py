@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raypipe import extract
-from raypipe.backbones import load_backbone
+from raypipe.backbones import FILES, load_backbone
 from raypipe.config import (
     EmbeddingConfig,
     ExtractConfig,
@@ -113,9 +113,20 @@ def extraction_of(config: PredictConfig, model: SavedModel) -> ExtractConfig:
         sampling=SamplingConfig(
             **{name: getattr(spec, name) for name in SamplingConfig.model_fields},
         ),
-        embedding=EmbeddingConfig(backbone=spec.backbone, weights=config.weights),
+        embedding=embedding_of(spec.backbone, config.weights),
         limits=config.limits,
     )
+
+
+def embedding_of(backbone: str, weights: str | None) -> EmbeddingConfig:
+    """A backbone that is a file is known by its name alone: where it lies here `weights` says.
+
+    >>> embedding_of("net.onnx", "here/net.onnx").backbone, embedding_of("VGG19", "vgg19.h5").weights
+    ('here/net.onnx', 'vgg19.h5')
+    """
+    if weights and Path(backbone).suffix in FILES:
+        return EmbeddingConfig(backbone=weights)
+    return EmbeddingConfig(backbone=backbone, weights=weights)
 
 
 def refuse_other_features(model: SavedModel, extraction: ExtractConfig) -> None:
@@ -125,7 +136,9 @@ def refuse_other_features(model: SavedModel, extraction: ExtractConfig) -> None:
         embedding, frame_size = extraction.embedding, extraction.sampling.frame_size
         backbone = load_backbone(embedding.backbone, weights=embedding.weights, frame_size=frame_size)
     except UserError as error:
-        raise UserError(f"{wanted}: {error}") from None
+        is_file = Path(model.spec.backbone).suffix in FILES and embedding.backbone == model.spec.backbone
+        advice = "; say with --weights where it lies" if is_file else ""
+        raise UserError(f"{wanted}: {error}{advice}") from None
     here, there = asdict(extract.feature_spec(extraction.sampling, backbone)), asdict(model.spec)
     differing = [
         f"{name} is {here[name]} here and {there[name]} there" for name in here if here[name] != there[name]

@@ -139,14 +139,30 @@ def _local_video(path: str, video: Video) -> Video:
 
 
 def _list_folder(root: Path) -> Listing:
-    """Every video below `root`; the first folder on the way to a file is its label."""
+    """Every video below `root`, also in folders elsewhere that links lead to; the first folder on the way to
+    a file is its label."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"--input {root}: {error.filename} cannot be listed: {error.strerror}")
 
+    home, followed = os.path.realpath(root), set()
+
+    def is_elsewhere(link: str) -> bool:
+        """Whether a link leads to what no other way does: not in `root`, around it, nor followed before."""
+        target = os.path.realpath(link)
+        if os.path.commonpath([home, target]) in (home, target) or target in followed:
+            return False
+        followed.add(target)
+        return True
+
     videos, ignored = [], 0
-    for folder, folders, files in os.walk(root, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".")
+            and (not os.path.islink(path := os.path.join(folder, name)) or is_elsewhere(path))
+        )
         prefix = "" if folder == str(root) else f"{os.path.relpath(folder, root)}/"
         for name in sorted(files):
             path = os.path.join(folder, name)

@@ -12,9 +12,10 @@ def onnx_model(
     channels_first: bool = False,
     keeps_axes: bool = False,
     unread: Sequence[str] = (),
+    batch: int | str = "N",
 ) -> bytes:
     """The mean colour of a picture of floats, D = 3, times `gain`; `unread` are inputs without a use."""
-    shape = ["N", 3, size, size] if channels_first else ["N", size, size, 3]
+    shape = [batch, 3, size, size] if channels_first else [batch, size, size, 3]
     axes = [2, 3] if channels_first else [1, 2]
     nodes = [
         helper.make_node("ReduceMean", ["x"], ["mean"], axes=axes, keepdims=int(keeps_axes)),

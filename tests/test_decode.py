@@ -250,6 +250,30 @@ def test_going_on_from_a_clip(clip_path: Path) -> None:
     np.testing.assert_array_equal(rest[0].pictures, whole[2].pictures)
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".ts"])
+def test_going_on_makes_no_picture_of_clips_before(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a long file's would be held at once, and take more memory than a child may have."""
+    path = write_video(tmp_path / f"clip{suffix}", frames=100, options={"g": "1000"})
+    whole = list(decode_clips(str(path), WINDOWS))
+    made: list[object] = []
+    picture = FrameReader.picture
+
+    def count(reader: FrameReader, frame: av.VideoFrame) -> NDArray[np.uint8]:
+        made.append(frame.pts)
+        return picture(reader, frame)
+
+    monkeypatch.setattr(FrameReader, "picture", count)
+    for by_index in (True, False):
+        made.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(FrameReader, "has_times", lambda reader, packets, found=by_index: found)
+            (last,) = decode_clips(str(path), WINDOWS, first=len(whole) - 1)
+        np.testing.assert_array_equal(last.pictures, whole[-1].pictures)
+        assert 0 < len(made) <= 2 * WINDOWS.frames
+
+
 def test_damage_stays_where_it_is(tmp_path: Path) -> None:
     """A hole in the third of five seconds: the others are whole."""
     path = write_video(tmp_path / "clip.mp4", frames=150, options={"g": "30", "bf": "0", "sc_threshold": "0"})

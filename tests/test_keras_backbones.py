@@ -51,7 +51,7 @@ def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 def test_a_keras_file_gives_its_own_features(small: Path, said: pytest.LogCaptureFixture) -> None:
     backbone = load_backbone(str(small), frame_size=32)
-    assert (backbone.name, backbone.dim, len(backbone.weights_digest)) == (str(small), 8, 16)
+    assert (backbone.name, backbone.dim, len(backbone.weights_digest)) == ("small.keras", 8, 16)
     expected = keras.saving.load_model(small).predict_on_batch(PICTURES.astype(np.float32))
     np.testing.assert_allclose(backbone.network().session()(PICTURES), expected, atol=1e-4)
 
@@ -66,7 +66,10 @@ def test_without_an_exporter_it_runs_in_tensorflow_and_says_so(
     small: Path, said: pytest.LogCaptureFixture, no_exporter: None
 ) -> None:
     assert isinstance(load_backbone(str(small), frame_size=32).network(), KerasNetwork)
-    assert f"backbone {small} runs in TensorFlow, slower on a CPU than ONNX: {NOT_INSTALLED}" in said.messages
+    assert (
+        f"backbone {small.name} runs in TensorFlow, slower on a CPU than ONNX: {NOT_INSTALLED}"
+        in said.messages
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,6 +104,11 @@ def test_an_export_that_breaks_falls_back_to_tensorflow(
     assert isinstance(network, KerasNetwork)
     assert network.session()(PICTURES) == pytest.approx(PICTURES.mean((1, 2)), rel=1e-4)
     assert words in said.text
+
+
+def test_gpus_that_onnx_cannot_use_are_used_by_tensorflow(small: Path) -> None:
+    backbone = load_backbone(str(small), frame_size=32)
+    assert isinstance(backbone.network(gpu=True), KerasNetwork)
 
 
 @pytest.mark.slow
@@ -152,6 +160,29 @@ def test_an_onnx_file_is_given_what_it_wants(channels_first: bool, tmp_path: Pat
     np.testing.assert_allclose(backbone.network().session()(PICTURES), PICTURES.mean((1, 2)), rtol=1e-4)
 
 
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_an_onnx_file_with_a_fixed_batch_is_given_such_batches(batch: int, tmp_path: Path) -> None:
+    (tmp_path / "means.onnx").write_bytes(onnx_model(batch=batch))
+    backbone = load_backbone(str(tmp_path / "means.onnx"), frame_size=32)
+    assert backbone.dim == 3
+    pictures = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
+    np.testing.assert_allclose(backbone.network().session()(pictures), pictures.mean((1, 2)), rtol=1e-4)
+
+
+def test_a_file_is_known_by_its_name_and_content_wherever_it_lies(tmp_path: Path) -> None:
+    found = []
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "means.onnx").write_bytes(onnx_model())
+        found.append(load_backbone(str(tmp_path / folder / "means.onnx"), frame_size=32))
+    one, other = found
+    assert (
+        (one.name, one.weights_digest)
+        == (other.name, other.weights_digest)
+        == ("means.onnx", one.weights_digest)
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "frame_size", "words"),
     [
@@ -167,7 +198,7 @@ def test_an_onnx_file_is_given_what_it_wants(channels_first: bool, tmp_path: Pat
 def test_an_onnx_file_that_cannot_serve(content: bytes, frame_size: int, words: str, tmp_path: Path) -> None:
     file = tmp_path / "network.onnx"
     file.write_bytes(content)
-    with pytest.raises(UserError, match=f"--backbone {file}: {words}"):
+    with pytest.raises(UserError, match=f"--backbone {file.name}: {words}"):
         _ = load_backbone(str(file), frame_size=frame_size).dim
 
 

@@ -73,6 +73,19 @@ def test_a_glob(pattern: str, found: list[tuple[str, str | None]]) -> None:
     assert short(list_videos(os.path.abspath(pattern))) == found
 
 
+def test_folders_that_are_links_are_walked_and_none_twice() -> None:
+    touch("clips/calm/1.mp4", "elsewhere/fight/2.mp4", "elsewhere/fight/deep/3.mp4")
+    os.symlink(os.path.abspath("elsewhere/fight"), "clips/fight")
+    os.symlink("../calm", "clips/calm/again")  # within
+    os.symlink(os.path.abspath("."), "clips/around")
+    os.symlink(os.path.abspath("elsewhere/fight"), "elsewhere/fight/deep/back")
+    os.symlink(os.path.abspath("elsewhere/fight"), "clips/zweitens")  # the same once more
+    os.symlink("nowhere", "clips/broken")
+    assert short(list_videos("clips")) == [
+        ("calm/1.mp4", "calm"), ("fight/2.mp4", "fight"), ("fight/deep/3.mp4", "fight"),
+    ]  # fmt: skip
+
+
 def test_a_file_uri_is_the_folder_it_names() -> None:
     touch("my clips/a/1 %41#?.mp4", "my clips/b/ü.mp4")
     listing = list_videos("my clips")
