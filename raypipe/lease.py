@@ -154,7 +154,7 @@ class Lease:
         began_s = _awake_s()
         pid = os.getpid()
         who = {"machine": _machine(), "pid": pid, "started": _started(pid), "beat": self._beats}
-        self._marker.write_bytes(json.dumps(who).encode())
+        self._marker.write_in_place(json.dumps(who).encode())  # gone for a moment, it would be missed
         self._beaten_s = began_s
 
     def _keep(self) -> None:

@@ -3,17 +3,20 @@
     place("results/features")        a pathlib.Path
     place("s3://bucket/features")    a RemotePath, which offers what raypipe needs of a Path
 
-Nothing is half-written: on a disk a whole file is renamed, in a bucket a whole object is put in its place.
+Nothing is half-written: on a disk a whole file is renamed, in a bucket a whole object is put in its place;
+on other systems (hdfs://, most of fsspec's) a file is written under a hidden name beside it, and moved.
 Credentials come from the environment, a profile or a role, never from an address: addresses are kept.
 """
 
 import contextlib
+import errno
 import fnmatch
 import functools
 import logging
 import os
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -173,6 +176,44 @@ def _asking() -> Iterator[None]:
         raise StorageError(" ".join(str(error).split())) from error
 
 
+# --- whole files ----------------------------------------------------------------------------------
+
+BUCKETS = ("s3", "gcs", "abfs")
+"""pyarrow's systems in which a file is there once its writer has closed it, and no folder has to be made."""
+
+LEFTOVER = re.compile(r"\.[^/]+\.[0-9a-f]{32}\.part")
+"""The name of a file that is being written, or whose writer was killed."""
+
+
+@contextlib.contextmanager
+def _whole(system: "FileSystem", inner: str) -> Iterator[str]:
+    """Where to write what is to be in `inner` when the block has ended: there it is whole, or not at all."""
+    if system.type_name in BUCKETS:
+        yield inner
+        return
+    folder, slash, name = inner.rpartition("/")
+    part = f"{folder}{slash}.{name}.{uuid.uuid4().hex}.part"
+    try:
+        yield part
+        _move_over(system, part, inner)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            system.delete_file(part)
+        raise
+
+
+def _move_over(system: "FileSystem", source: str, target: str) -> None:
+    """Moves a file to where another may be. Some systems (SMB, and HDFS inside pyarrow) replace nothing:
+    there the old file goes just before, so that for a moment there is none, but never half of one."""
+    try:
+        system.move(source, target)
+    except OSError as error:
+        if error.errno != errno.EEXIST:
+            raise
+        system.delete_file(target)
+        system.move(source, target)
+
+
 # --- paths ----------------------------------------------------------------------------------------
 
 
@@ -248,13 +289,14 @@ class RemotePath:
                 yield self / name
 
     def names(self, *, recursive: bool = True) -> Sequence[str]:
-        """The paths, in this folder, of the files in it."""
+        """The paths, in this folder, of the files in it that are whole."""
         skip = len(self.inner) + 1
-        return [info.path[skip:] for info in self.list(recursive=recursive)]
+        infos = self.list(recursive=recursive)
+        return [info.path[skip:] for info in infos if not LEFTOVER.fullmatch(info.base_name)]
 
     @_asking()
     def list(self, *, recursive: bool = False) -> "list[FileInfo]":
-        """The files in this folder."""
+        """The files in this folder, also those that a killed writer left."""
         from pyarrow import fs
 
         system, inner = open_file_system(self.address)
@@ -289,6 +331,13 @@ class RemotePath:
     def write_bytes(self, content: Any) -> None:
         """Puts the whole content in its place, or nothing."""
         system, inner = open_file_system(self.address)
+        with _whole(system, inner) as path, system.open_output_stream(path) as file:
+            file.write(content)
+
+    @_asking()
+    def write_in_place(self, content: bytes) -> None:
+        """Puts content where a reader may find half of it, but never, not even for a moment, nothing."""
+        system, inner = open_file_system(self.address)
         with system.open_output_stream(inner) as file:
             file.write(content)
 
@@ -308,7 +357,7 @@ class RemotePath:
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
         """Nothing to do in a bucket; elsewhere the folder is made."""
         system, inner = open_file_system(self.address)
-        if system.type_name not in ("s3", "gcs", "abfs"):
+        if system.type_name not in BUCKETS:
             system.create_dir(inner, recursive=True)
 
     @_asking()
@@ -321,7 +370,8 @@ class RemotePath:
     @_asking()
     def copy_to(self, target: "RemotePath") -> None:
         """Puts a copy in the target's place, inside the file system: nothing passes through here."""
-        self.system.copy_file(self.inner, target.inner)
+        with _whole(target.system, target.inner) as path:
+            self.system.copy_file(self.inner, path)
 
     @_asking()
     def put_file(self, file: Path) -> None:
@@ -329,7 +379,11 @@ class RemotePath:
         import pyarrow as pa
 
         system, inner = open_file_system(self.address)
-        with pa.memory_map(str(file)) as content, system.open_output_stream(inner) as target:
+        with (
+            pa.memory_map(str(file)) as content,
+            _whole(system, inner) as path,
+            system.open_output_stream(path) as target,
+        ):
             target.write(content.read_buffer())
 
 

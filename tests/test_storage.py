@@ -1,22 +1,27 @@
 """Storage in a bucket, on a real S3 server on loopback, with faults injected before it."""
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import unquote
 
 import boto3
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from features import SPEC, make_store
+from fsspec.implementations.local import LocalFileSystem
 from pyarrow.dataset import dataset
 from runs import FLAGS, ids, write_videos
 from s3 import ACCESS_KEY, SECRET_KEY, Bucket, free_port, proxy
@@ -112,6 +117,149 @@ def test_a_remote_path_is_used_like_a_path(folder: RemotePath, tmp_path: Path) -
         "big", "x 1.json", "y.txt", "z.json",
     ]  # fmt: skip
     file.unlink()
+    folder.remove_tree()
+    assert not folder.list(recursive=True)
+
+
+# --- neither a disk nor a bucket -----------------------------------------------------------------------
+
+
+class Unwilling(LocalFileSystem):
+    """Files on a disk whose move replaces nothing, as SMB's, and which takes only so much."""
+
+    protocol = "unwilling"
+    room_bytes = 100_000_000
+
+    def mv(self, path1: str, path2: str, **kwargs: object) -> None:
+        if self.exists(path2):
+            raise FileExistsError(errno.EEXIST, "there already", path2)
+        super().mv(path1, path2, **kwargs)
+
+    def open(self, path: str, mode: str = "rb", **kwargs: object) -> object:
+        file = super().open(path, mode, **kwargs)
+        return file if mode == "rb" else Narrow(file, self.room_bytes)
+
+
+class Narrow:
+    """A file that takes its first bytes and then says that its disk is full."""
+
+    def __init__(self, file: BinaryIO, room_bytes: int) -> None:
+        self._file, self._room_bytes = file, room_bytes
+
+    def write(self, content: bytes) -> int:
+        self._file.write(content[: self._room_bytes])
+        if len(content) > self._room_bytes:
+            raise OSError(errno.ENOSPC, "no space left")
+        return len(content)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._file, name)
+
+
+fsspec.register_implementation("unwilling", Unwilling)
+
+
+@pytest.fixture(params=["local", "memory", "unwilling"])
+def other(request: pytest.FixtureRequest, tmp_path: Path) -> RemotePath:
+    """A folder on a file system of fsspec's, where a reader may see a file grow."""
+    root = uuid.uuid4().hex if request.param == "memory" else tmp_path
+    folder = RemotePath(f"{request.param}://{root}/a")
+    folder.mkdir()
+    return folder
+
+
+def test_whatever_puts_a_file_replaces_the_old_one_and_leaves_nothing(
+    other: RemotePath, tmp_path: Path
+) -> None:
+    file, local = other / "part-1.parquet", tmp_path / "local"
+    local.write_bytes(b"second")
+    file.write_bytes(b"first")
+    file.put_file(local)
+    assert file.read_bytes() == b"second"
+    (other / "b").write_bytes(b"third")
+    (other / "b").copy_to(file)
+    assert file.read_bytes() == b"third"
+    file.write_bytes(b"fourth")
+    assert file.read_bytes() == b"fourth"
+    assert sorted(info.base_name for info in other.list()) == ["b", "part-1.parquet"]
+
+
+SIZE_BYTES = 60_000_000
+
+
+@pytest.mark.parametrize("way", ["write_bytes", "put_file", "copy_to"])
+def test_a_reader_never_sees_a_file_that_grows(way: str, tmp_path: Path) -> None:
+    folder, local = RemotePath(f"local://{tmp_path}/a"), tmp_path / "new"
+    folder.mkdir()
+    file = folder / "part-1.parquet"
+    local.write_bytes(b"n" * SIZE_BYTES)
+    ways: dict[str, Callable[[], None]] = {
+        "write_bytes": lambda: file.write_bytes(local.read_bytes()),
+        "put_file": lambda: file.put_file(local),
+        "copy_to": lambda: RemotePath(f"local://{local}").copy_to(file),
+    }
+    file.write_bytes(b"old")
+    seen, names, ended = {3}, set(), threading.Event()
+
+    def watch() -> None:
+        while not ended.is_set():
+            seen.add(os.stat(tmp_path / "a" / file.name).st_size)
+            names.update(folder.names())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        for _ in range(3):
+            ways[way]()
+            file.write_bytes(b"old")
+    finally:
+        ended.set()
+        watcher.join()
+    assert seen <= {3, SIZE_BYTES} and names == {file.name}
+
+
+def test_a_write_that_fails_midway_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, local = RemotePath(f"unwilling://{tmp_path}/a"), tmp_path / "new"
+    folder.mkdir()
+    file = folder / "part-1.parquet"
+    file.write_bytes(b"old")
+    local.write_bytes(b"n" * 5000)
+    monkeypatch.setattr(Unwilling, "room_bytes", 1000)
+    for put in (lambda: file.write_bytes(b"n" * 5000), lambda: file.put_file(local)):
+        with pytest.raises(StorageError, match="no space left"):
+            put()
+        assert file.read_bytes() == b"old"
+        assert [info.base_name for info in folder.list()] == [file.name]
+
+
+KILLED = """
+import os, sys, threading
+from raypipe.storage import RemotePath
+folder = RemotePath(sys.argv[1])
+def end_when_it_grows():
+    while not any(info.size for info in folder.list() if info.base_name != "part-1.parquet"):
+        pass
+    os._exit(9)
+threading.Thread(target=end_when_it_grows).start()
+content = bytes(60_000_000)
+while True:
+    (folder / "part-1.parquet").write_bytes(content)
+"""
+
+
+def test_what_a_killed_writer_leaves_is_not_shown_and_goes_with_the_folder(tmp_path: Path) -> None:
+    folder = RemotePath(f"local://{tmp_path}/a")
+    (folder / "sub").mkdir()
+    file = folder / "part-1.parquet"
+    file.write_bytes(bytes(SIZE_BYTES))
+    assert subprocess.run([sys.executable, "-c", KILLED, folder.address], check=False).returncode == 9
+    (leftover,) = {info.base_name for info in folder.list()} - {file.name}
+    assert file.stat().st_size == SIZE_BYTES
+    (folder / "sub" / leftover).write_in_place(b"x")
+    assert folder.names() == [file.name] and list(folder.glob("*")) == [file]
+    assert not list(folder.glob("*/*"))
     folder.remove_tree()
     assert not folder.list(recursive=True)
 
