@@ -113,17 +113,41 @@ def _s3(bucket: str, options: str) -> "FileSystem":
     """A client of its own for each bucket, patient enough for one that is busy."""
     from pyarrow import fs
 
-    system, _ = fs.FileSystem.from_uri(f"s3://{bucket}{options}")  # checks the options, finds the region
-    asked = dict(parse_qsl(options[1:]))
+    asked = _s3_options(options)
+    system, _ = fs.FileSystem.from_uri(f"s3://{bucket}{options}")  # checks the values, finds the region
     return fs.S3FileSystem(
-        region=system.region,
-        scheme=asked.get("scheme"),
-        endpoint_override=asked.get("endpoint_override"),
-        allow_delayed_open=True,  # a small file is one request instead of three
+        **{
+            "allow_delayed_open": True,  # a small file is one request instead of three
+            **asked,
+            "region": system.region,
+        },
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_attempts()),
         connect_timeout=CONNECT_TIMEOUT_S,
         request_timeout=REQUEST_TIMEOUT_S,
     )
+
+
+S3_TEXTS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
+S3_SWITCHES = ("allow_bucket_creation", "allow_bucket_deletion", "allow_delayed_open")
+"""The options that pyarrow takes of an s3:// URI and its client's constructor takes as well."""
+
+
+def _s3_options(options: str) -> dict[str, str | bool]:
+    """What an s3:// URI asks of its client. Raises ValueError for what could not be passed on to it.
+
+    >>> _s3_options("?region=eu-central-1&allow_bucket_creation=true")
+    {'region': 'eu-central-1', 'allow_bucket_creation': True}
+    """
+    pairs = parse_qsl(options[1:], keep_blank_values=True)
+    for name, _ in pairs:
+        if name not in S3_TEXTS + S3_SWITCHES:
+            known = ", ".join(S3_TEXTS + S3_SWITCHES)
+            raise ValueError(f"{name} is not an option of s3:// here; these are: {known}")
+    return {
+        name: value.lower() in ("true", "1") if name in S3_SWITCHES else value
+        for name, value in pairs
+        if value
+    }
 
 
 def _attempts() -> int:

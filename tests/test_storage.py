@@ -4,13 +4,16 @@ import errno
 import json
 import os
 import re
+import ssl
 import subprocess
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote
@@ -35,7 +38,7 @@ from raypipe.leaderboard import pending_trial
 from raypipe.remote_file import open_remote
 from raypipe.results import trial_as_json
 from raypipe.search import warm_settings
-from raypipe.storage import RemotePath, StorageError, place, redacted
+from raypipe.storage import RemotePath, StorageError, open_file_system, place, redacted
 from raypipe.store import FeatureStore
 from raypipe.tune import earlier_trials
 from raypipe.videos import list_videos
@@ -80,6 +83,79 @@ def test_other_addresses_are_not(address: str) -> None:
 def test_a_storage_that_nothing_opens() -> None:
     with pytest.raises(UserError, match="nope://x/y: no such storage: Unrecognized filesystem"):
         FeatureStore("nope://x/y")
+
+
+@pytest.mark.parametrize(
+    "option", ["tls_verify_certificates=false", "smart_defaults=standard", "reigon=x", "versioned"]
+)
+def test_an_option_of_s3_that_would_be_dropped_is_refused(option: str) -> None:
+    address, name = f"s3://bucket/a?region=us-east-1&{option}", option.partition("=")[0]
+    sentence = f"{name} is not an option of s3:// here; these are: region, scheme, endpoint_override, tls_ca"
+    for attempt in (lambda: FeatureStore(address), lambda: list_videos(address)):
+        with pytest.raises(UserError, match=f"{re.escape(address)}: .*{re.escape(sentence)}"):
+            attempt()
+
+
+def test_a_switch_of_s3_that_is_neither_on_nor_off() -> None:
+    with pytest.raises(UserError, match="not a valid boolean value: 'perhaps'"):
+        FeatureStore("s3://bucket/a?region=us-east-1&allow_bucket_creation=perhaps")
+
+
+@pytest.mark.parametrize(("said", "made"), [("", False), ("false", False), ("true", True), ("1", True)])
+def test_a_switch_of_s3_reaches_the_client(said: str, made: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    name = f"b-{uuid.uuid4().hex[:12]}"
+    option = f"&allow_bucket_creation={said}" if said else ""
+    system, _ = open_file_system(f"s3://{name}/a{Bucket().options}{option}")
+    with nullcontext() if made else pytest.raises(OSError, match="allow_bucket_creation"):
+        system.create_dir(name)
+    assert system.get_file_info(name).type.name == ("Directory" if made else "NotFound")
+
+
+def test_a_server_with_a_certificate_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    certificate, key = tmp_path / "own.pem", tmp_path / "own.key"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
+         "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with https(certificate, key) as port:
+        options = f"?endpoint_override=localhost:{port}&region=us-east-1"
+        with pytest.raises(StorageError, match=r"(?i)certificate|SSL"):
+            RemotePath(f"s3://bucket/a{options}").read_bytes()
+        options += f"&tls_ca_file_path={certificate}"
+        assert RemotePath(f"s3://bucket/a{options}").read_bytes() == b"over TLS"
+
+
+@contextmanager
+def https(certificate: Path, key: Path) -> Iterator[int]:
+    """The port of a server that has one object under whatever name."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(b"over TLS")))
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            self.wfile.write(b"over TLS")
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
 
 
 # --- paths --------------------------------------------------------------------------------------------
@@ -254,7 +330,7 @@ def test_what_a_killed_writer_leaves_is_not_shown_and_goes_with_the_folder(tmp_p
     (folder / "sub").mkdir()
     file = folder / "part-1.parquet"
     file.write_bytes(bytes(SIZE_BYTES))
-    assert subprocess.run([sys.executable, "-c", KILLED, folder.address], check=False).returncode == 9
+    assert subprocess.run([sys.executable, "-c", KILLED, folder.address], timeout=60).returncode == 9
     (leftover,) = {info.base_name for info in folder.list()} - {file.name}
     assert file.stat().st_size == SIZE_BYTES
     (folder / "sub" / leftover).write_in_place(b"x")
