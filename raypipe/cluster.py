@@ -155,11 +155,16 @@ def keep_servers_quiet() -> None:
 
 
 def _refuse_unanswered(address: str) -> None:
-    """Raises RunFailed where nothing listens at a `host:port` or `ray://host:port`, UserError where the
-    address is none."""
+    """Raises RunFailed where nothing listens at a `host:port`, UserError where the address is none, or is
+    one of Ray Client, through which a driver cannot see what the cluster's nodes are and what may come."""
     if address in ("", "auto", "local"):
         return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address.startswith("ray://"):
+        raise UserError(
+            f"RAY_ADDRESS {address}: Ray Client is not supported; run on a machine of the cluster with "
+            "RAY_ADDRESS=host:6379, or submit the command with `ray job submit`"
+        )
+    host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise UserError(f"RAY_ADDRESS {address}: must be host:port, or unset for a cluster on this machine")
     try:

@@ -66,9 +66,8 @@ def free_port() -> int:
         return port
 
 
-@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
-def test_an_address_where_nothing_answers(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    address = form.format(free_port())
+def test_an_address_where_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = f"127.0.0.1:{free_port()}"
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(RunFailed, match=f"RAY_ADDRESS {address}: no Ray cluster answers there"), connect():
         pass
@@ -79,6 +78,15 @@ def test_what_is_no_address(address: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(UserError, match=f"RAY_ADDRESS {address}: must be host:port"), connect():
         pass
+
+
+def test_ray_client_is_refused_though_something_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"ray://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        ways_out = "run on a machine of the cluster with RAY_ADDRESS=host:6379, or .* `ray job submit`$"
+        with pytest.raises(UserError, match=f"^RAY_ADDRESS {address}: .*; {ways_out}"), connect():
+            pass
 
 
 # --- what a trial claims --------------------------------------------------------------------------
