@@ -4,7 +4,9 @@ import io
 import json
 import math
 import os
+import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,22 @@ def write_atomically(path: Place, content: Any) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_torn(folder: Path, names: Collection[str]) -> None:
+    """Removes what a `write_atomically` of these files that was killed has left in a folder, nothing else."""
+    for file in folder.iterdir():
+        if is_torn(file.name, names):
+            file.unlink(missing_ok=True)
+
+
+def is_torn(name: str, names: Collection[str]) -> bool:
+    """Whether a `write_atomically` of one of `names` calls a file so before it is whole.
+
+    >>> is_torn(".a.json.123", ["a.json"]), is_torn(".a.json.backup", ["a.json"])
+    (True, False)
+    """
+    return any(re.fullmatch(rf"\.{re.escape(whole)}\.[0-9]+", name) for whole in names)
 
 
 def write_json(path: Place, content: object) -> None:

@@ -10,6 +10,7 @@ from raypipe.config import TuneConfig
 from raypipe.console import resume_command
 from raypipe.errors import RunFailed, UserError
 from raypipe.failures import behind, is_disk_full, storage_words
+from raypipe.files import is_torn, remove_torn
 from raypipe.lease import only_writer
 from raypipe.reading import write_yaml
 from raypipe.storage import Place, StorageError
@@ -46,7 +47,8 @@ LOCK = ".lock"
 
 def is_blank(folder: Place) -> bool:
     """Whether no run has begun there: it is not there, or one was killed before it had."""
-    return not folder.is_file() and all(entry.name == LOCK for entry in folder.glob("*"))
+    names = (entry.name for entry in folder.glob("*"))
+    return not folder.is_file() and all(name == LOCK or is_torn(name, ["config.yaml"]) for name in names)
 
 
 @contextmanager
@@ -58,6 +60,7 @@ def none_left_blank(folder: Place) -> Iterator[None]:
     finally:
         if isinstance(folder, Path) and is_blank(folder):
             with suppress(OSError):
+                remove_torn(folder, ["config.yaml"])
                 (folder / LOCK).unlink(missing_ok=True)
                 folder.rmdir()
 

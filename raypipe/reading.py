@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from raypipe.config import Command, TrialConfig, TuneConfig
 from raypipe.errors import UserError
+from raypipe.files import write_atomically
 from raypipe.section import SENTENCE, Section, in_words, is_section, nearest, one_of, problem_of
 from raypipe.space import Range, SearchSpace
 from raypipe.storage import Place, is_remote, place
@@ -127,7 +128,8 @@ class _TrialAlone(Section):
 
 def write_yaml(config: Command, path: Place) -> None:
     """The resolved config beside the results, as `--config` reads it."""
-    path.write_text(yaml.safe_dump(config.model_dump(exclude={"config"}, mode="json"), sort_keys=False))
+    text = yaml.safe_dump(config.model_dump(exclude={"config"}, mode="json"), sort_keys=False)
+    write_atomically(path, text.encode())
 
 
 def _first_error(kind: type[BaseModel], error: ValidationError) -> str:

@@ -23,12 +23,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypipe.errors import UserError
-from raypipe.files import put_file, remove_folder, sync_folder, write_json
+from raypipe.files import put_file, remove_folder, remove_torn, sync_folder, write_json
 from raypipe.lease import only_writer
 from raypipe.schema import INDEX_COLUMNS, SCHEMA_VERSION, FeatureSpec
 from raypipe.shards import content_name, read_table, row_count, written
 from raypipe.storage import Place, RemotePath, place
 from raypipe.videos import Video
+
+SMALL_FILES = ("features.json", "summary.json", "failures.csv", "config.yaml")
+"""What an extraction writes beside its shards."""
 
 
 class FeatureStore:
@@ -136,8 +139,8 @@ class FeatureStore:
             self._agreed = spec
             remove_folder(self.staging)  # of a run that was killed
             self.staging.mkdir(exist_ok=True)
-            for torn in self.path.glob(".*.json.*"):  # `write_atomically` of one
-                torn.unlink()
+            if isinstance(self.path, Path):
+                remove_torn(self.path, SMALL_FILES)
             try:
                 yield
             finally:

@@ -2,6 +2,7 @@
 
 import pytest
 from s3 import Bucket
+from torn import killed_while_writing
 
 from raypipe.config import TuneConfig
 from raypipe.errors import UserError
@@ -54,6 +55,16 @@ def test_a_name_is_free_again_where_no_run_could_begin(tmp_path):
         pass  # killed before it had begun
     assert [file.name for file in folder.iterdir()] == [".lock"]
     assert new_run_folder(tmp_path, "mine") == folder
+
+
+def test_a_name_is_free_again_where_the_first_file_was_written_in_part(tmp_path):
+    folder = new_run_folder(tmp_path, "mine")
+    killed_while_writing(folder / "config.yaml")
+    assert list(folder.iterdir())
+    assert new_run_folder(tmp_path, "mine") == folder
+    with pytest.raises(ConnectionError), alone_in(folder), none_left_blank(folder):
+        raise ConnectionError("no cluster answers")
+    assert not folder.exists()
 
 
 def test_a_run_that_began_is_kept_whatever_ends_it(tmp_path):

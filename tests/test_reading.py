@@ -1,5 +1,7 @@
 """From nothing to a file to flags, and what is said of a mistake."""
 
+import resource
+import uuid
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from raypipe.config import (
 )
 from raypipe.reading import read_yaml, write_yaml
 from raypipe.space import Range
+from raypipe.storage import RemotePath
 
 
 @pytest.mark.parametrize("kind", [ExtractConfig, TuneConfig, PredictConfig, CompareConfig])
@@ -189,6 +192,26 @@ def test_a_mistake_in_a_flag(kind: type[Command], arguments: str, said: str) -> 
 
 
 # --- files ------------------------------------------------------------------------------------------
+
+
+def test_a_config_that_cannot_be_written_whole_leaves_the_old_one(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    write_yaml(ExtractConfig(input="older"), file)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))  # as a full disk
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_yaml(ExtractConfig(input="newer"), file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert read_yaml(ExtractConfig, file).input == "older"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_config_in_a_bucket_reads_as_it_was() -> None:
+    file = RemotePath(f"memory://{uuid.uuid4().hex}/config.yaml")
+    write_yaml(ExtractConfig(input="ü"), file)
+    assert read_yaml(ExtractConfig, file) == ExtractConfig(input="ü")
 
 
 @pytest.mark.parametrize(

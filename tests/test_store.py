@@ -29,6 +29,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from torn import killed_while_writing
 
 from raypipe.commits import Commits
 from raypipe.errors import UserError
@@ -178,6 +179,21 @@ def test_what_a_killed_run_left_is_not_seen_and_cleaned(store: FeatureStore) -> 
         add(store, rows("z"))
     assert stored(store) == list("abcdez")
     assert not store.staging.exists()
+
+
+def test_what_was_written_in_part_goes_and_what_only_looks_like_it_stays(store: FeatureStore) -> None:
+    """--output may be a folder that holds other things, such as a home folder."""
+    names = ["features.json", "summary.json", "failures.csv", "config.yaml"]
+    before = set(store.path.iterdir())
+    killed_while_writing(*(store.path / name for name in names))
+    torn = set(store.path.iterdir()) - before
+    assert len(torn) == len(names)
+    owns = [".editor.json.backup", ".editor.json.123", ".summary.json.old", ".config.yaml.1~"]
+    for own in owns:
+        (store.path / own).write_text("mine")
+    with store.writing(SPEC):
+        pass
+    assert set(store.path.iterdir()) - before == {store.path / own for own in owns}
 
 
 def test_relabel(store: FeatureStore) -> None:
