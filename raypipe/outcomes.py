@@ -72,9 +72,14 @@ def account_for(store: FeatureStore, videos: Sequence[Video] | None = None) -> A
     """
     listed = None if videos is None else {video.video_id for video in videos}
     outcomes, reasons, count, broken = Counter[str](), Counter[str](), 0, []
-    rows = (row for row in rows_of(store.by_shard(CLIP_COLUMNS)) if listed is None or row[0] in listed)
+    # Each shard by itself, as two copies of one with a single video would be one group.
+    groups = (
+        found for table in store.by_shard(CLIP_COLUMNS) for found in groupby(rows_of([table]), itemgetter(0))
+    )
     seen = array("q")  # hashes of names, for their memory
-    for video_id, group in groupby(rows, key=itemgetter(0)):
+    for video_id, group in groups:
+        if listed is not None and video_id not in listed:
+            continue
         seen.append(hash(video_id))
         clips = [dict(zip(CLIP_COLUMNS, row, strict=True)) for row in group]
         outcomes[video_outcome([clip["outcome"] for clip in clips])] += 1

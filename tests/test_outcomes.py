@@ -36,11 +36,12 @@ def test_each_video_is_in_the_account_once(store: FeatureStore) -> None:
     assert [clip["video_id"] for clip in account.not_whole] == ["clip006.mp4", "clip007.mp4"]
 
 
-def test_a_shard_that_somebody_copied_is_noticed(tmp_path: Path) -> None:
-    store = make_store(tmp_path / "features", clips=6, failed=2)
+@pytest.mark.parametrize("clips", [1, 6])
+def test_a_shard_that_somebody_copied_is_noticed(clips: int, tmp_path: Path) -> None:
+    store = make_store(tmp_path / "features", clips=clips)
     (shard,) = store.shards()
-    shutil.copy(str(shard), tmp_path / "features" / "part-copy.parquet")
-    words = f"{store.path}: clip000.mp4 is there twice, in {shard.name} and part-copy.parquet; delete all"
+    shutil.copy(str(shard), tmp_path / "features" / "part-z.parquet")
+    words = f"{store.path}: clip000.mp4 is there twice, in {shard.name} and part-z.parquet; delete all"
     for read in (lambda: store.read(["video_id"]), lambda: account_for(store)):
         with pytest.raises(UserError, match=re.escape(words)):
             read()
