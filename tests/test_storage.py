@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import ssl
 import subprocess
 import sys
@@ -112,6 +113,7 @@ def test_a_switch_of_s3_reaches_the_client(said: str, made: bool, monkeypatch: p
     assert system.get_file_info(name).type.name == ("Directory" if made else "NotFound")
 
 
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs the command openssl")
 def test_a_server_with_a_certificate_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     certificate, key = tmp_path / "own.pem", tmp_path / "own.key"
