@@ -1,5 +1,6 @@
 """The best trial: judged, compared with the yardstick, written down."""
 
+import math
 import time
 from dataclasses import asdict
 
@@ -13,6 +14,7 @@ from raypipe.history import csv_text
 from raypipe.results import BestResult, SideResult, TrialResult, Yardstick
 from raypipe.run import Run
 from raypipe.splits import Splits
+from raypipe.wording import NO_INTERVAL, scored
 from raypipe.yardstick import predict_folds, predict_test, refuse_not_finite, yardstick_name
 
 
@@ -136,9 +138,8 @@ def sentences(best: BestResult, yardstick: Yardstick, metric: str) -> list[str]:
 def side_sentence(name: str, side: SideResult) -> str:
     e = side.evaluation
     return (
-        f"{name}: accuracy {e.accuracy:.3f} (95 % interval {e.accuracy_interval[0]:.3f} to "
-        f"{e.accuracy_interval[1]:.3f}), AUC {e.auc:.3f} ({e.auc_interval[0]:.3f} to "
-        f"{e.auc_interval[1]:.3f}), on {e.clips} clips"
+        f"{name}: accuracy {scored(e.accuracy, e.accuracy_interval, '95 % interval ')}, "
+        f"AUC {scored(e.auc, e.auc_interval)}, on {e.clips} clips"
     )
 
 
@@ -149,8 +150,10 @@ def yardstick_sentence(best: BestResult, yardstick: Yardstick, metric: str) -> s
     if not gain.is_gain:
         verdict = "not better by more than chance gives: the search has not earned its cost"
     e = yardstick.validation.evaluation
+    known = NO_INTERVAL
+    if math.isfinite(gain.low):
+        known = f"95 % interval {gain.low:+.3f} to {gain.high:+.3f}"
     return (
         f"yardstick, a {yardstick.name}: accuracy {e.accuracy:.3f}, AUC {e.auc:.3f} on the same folds; "
-        f"trial {best.trial_id} over it: {metric} {gain.value:+.3f} (95 % interval {gain.low:+.3f} to "
-        f"{gain.high:+.3f}); {verdict}"
+        f"trial {best.trial_id} over it: {metric} {gain.value:+.3f} ({known}); {verdict}"
     )

@@ -44,6 +44,7 @@ from raypipe.splits import group_of
 from raypipe.storage import Place, is_remote, place
 from raypipe.store import FeatureStore
 from raypipe.videos import list_videos
+from raypipe.wording import scored
 
 LOG = logging.getLogger("raypipe")
 
@@ -235,12 +236,9 @@ def say_result(summary: dict[str, Any], folder: Place) -> None:
     )
     if judged := summary["judged"]:
         LOG.info(
-            "accuracy %.3f (95 %% interval %.3f to %.3f), AUC %.3f (%.3f to %.3f), "
-            "on %d labelled clips in %d groups",
-            judged["accuracy"],
-            *judged["accuracy_interval"],
-            judged["auc"],
-            *judged["auc_interval"],
+            "accuracy %s, AUC %s, on %d labelled clips in %d groups",
+            scored(judged["accuracy"], judged["accuracy_interval"], "95 % interval "),
+            scored(judged["auc"], judged["auc_interval"]),
             judged["clips"],
             judged["groups"],
         )

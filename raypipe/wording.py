@@ -1,4 +1,4 @@
-"""How values read on pages: shares, numbers, intervals, durations, settings."""
+"""How values read on pages and in lines: shares, numbers, intervals, durations, settings."""
 
 import math
 from datetime import datetime
@@ -6,6 +6,7 @@ from datetime import datetime
 from raypipe.results import Setting
 
 NOT_MEASURED = "not measured"
+NO_INTERVAL = "of one source no interval is known"
 
 
 def words(name: str) -> str:
@@ -21,6 +22,21 @@ def share(value: float) -> str:
 def number(value: float) -> str:
     """0.8734 → 0.873."""
     return f"{value:.3f}" if math.isfinite(value) else NOT_MEASURED
+
+
+def scored(value: float, bounds: tuple[float, float], name: str = "") -> str:
+    """A score for a line of text.
+
+    >>> scored(0.8474, (0.77, 0.909), "95 % interval "), scored(0.9, (0.842, 0.947))
+    ('0.847 (95 % interval 0.770 to 0.909)', '0.900 (0.842 to 0.947)')
+    >>> scored(0.8, (math.nan, math.nan)), scored(math.nan, (math.nan, math.nan))
+    ('0.800 (of one source no interval is known)', 'not measured')
+    """
+    if not math.isfinite(value):
+        return NOT_MEASURED
+    low, high = bounds
+    known = f"{name}{low:.3f} to {high:.3f}" if math.isfinite(low + high) else NO_INTERVAL
+    return f"{value:.3f} ({known})"
 
 
 def interval(bounds: tuple[float, float]) -> str:

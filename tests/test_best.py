@@ -70,6 +70,13 @@ def test_what_is_measured_on_random_folds_does_not_read_the_test_side(run):
         measure_yardstick(blind, blind.splits)
 
 
+def test_of_one_source_no_interval_is_said(run):
+    one = replace(run, dataset=replace(run.dataset, groups=["one"] * len(run.dataset.groups)))
+    best, yardstick = judged(one, right=0.95)
+    for sentence in sentences(best, yardstick, "auc")[:1] + sentences(best, yardstick, "auc")[-1:]:
+        assert "of one source no interval is known" in sentence and "nan" not in sentence
+
+
 @pytest.mark.parametrize(
     ("right", "is_gain", "words"),
     [(0.95, True, "it is better"), (0.5, False, "the search has not earned its cost")],
