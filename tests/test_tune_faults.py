@@ -427,12 +427,11 @@ def test_a_trial_that_fills_the_nodes_memory_is_ended_by_ray_and_the_others_go_o
     if get_system_memory() < kb["MemTotal"] << 10:
         pytest.skip("needs a machine without a control group that limits memory, by which Ray would go")
     threshold = 1 - (kb["MemAvailable"] - (4 << 20)) / kb["MemTotal"]
-    with searching(tmp_path, config, RAY_memory_usage_threshold=f"{threshold:.4f}") as run:
+    once = f"from raypipe import steering\nsteering.RETRIES = 1\n{SEARCH}"  # each takes a minute
+    with searching(tmp_path, config, code=once, RAY_memory_usage_threshold=f"{threshold:.4f}") as run:
         _, said = run.communicate()
     assert run.returncode == 0, said[-3000:]
     rows = {row["trial"]: row for row in board_of(tmp_path)}
     assert [rows[number]["status"] for number in "123"] == ["done", "failed", "done"]
     assert rows["2"]["reason"] == "out_of_memory" and "memory monitor" in rows["2"]["message"]
-    assert (
-        said.count("trial 2 goes on from its last epoch: its process was ended by Ray's memory monitor") == 3
-    )
+    assert said.count("trial 2 goes on from its last epoch: its process was ended by Ray's memory mon") == 1
