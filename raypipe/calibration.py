@@ -40,7 +40,7 @@ class Calibration:
 
 def fit_calibration(labels: NDArray[np.integer], raw: NDArray[np.floating]) -> Calibration:
     """The calibration that suits these out-of-fold probabilities [N, C] best."""
-    temperature = best_temperature(labels, raw)
+    temperature = cautious_temperature(labels, raw)
     if raw.shape[1] != 2:
         return Calibration(temperature)
     return Calibration(temperature, best_threshold(labels, Calibration(temperature).probabilities(raw)[:, 1]))
@@ -63,16 +63,22 @@ def cross_fitted(
 
 
 def best_temperature(labels: NDArray[np.integer], raw: NDArray[np.floating]) -> float:
-    """The temperature with the lowest cross-entropy.
+    """The temperature with the lowest cross-entropy."""
+    return _temperature(np.eye(raw.shape[1])[labels], raw)
 
-    A clip of a class with n clips counts as one of it by (n + 1) / (n + C) only, and of each other class by
-    1 / (n + C): clips that are all answered right, however many, do not show that none ever would be wrong
-    (the targets of Platt 1999, for C classes).
-    """
-    logits = np.log(np.maximum(np.asarray(raw, np.float64), LEAST))
-    classes = logits.shape[1]
+
+def cautious_temperature(labels: NDArray[np.integer], raw: NDArray[np.floating]) -> float:
+    """The same, but a clip of a class with n clips counts as one of it by (n + 1) / (n + C) only, and as each
+    other class by 1 / (n + C): clips that are all answered right, however many, do not show that none ever
+    would be wrong (the targets of Platt 1999, for C classes)."""
+    classes = raw.shape[1]
     counts = np.bincount(labels, minlength=classes)[labels][:, None]
-    targets = (1 + counts * (np.arange(classes) == labels[:, None])) / (counts + classes)
+    return _temperature((1 + counts * np.eye(classes)[labels]) / (counts + classes), raw)
+
+
+def _temperature(targets: NDArray[np.floating], raw: NDArray[np.floating]) -> float:
+    """The temperature with the lowest cross-entropy to `targets` [N, C]."""
+    logits = np.log(np.maximum(np.asarray(raw, np.float64), LEAST))
     meant = (targets * logits).sum(axis=1)
 
     def loss(log_temperature: float) -> float:

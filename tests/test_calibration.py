@@ -66,5 +66,5 @@ def test_answers_that_are_all_right_do_not_make_a_model_sure_of_everything():
     labels = np.arange(40) % 2
     sure = np.linspace(0.60, 0.95, 40)
     raw = np.where(labels[:, None] == [0, 1], sure[:, None], 1 - sure[:, None])
-    calibrated = Calibration(best_temperature(labels, raw)).probabilities(np.array([[0.4, 0.6]]))
+    calibrated = fit_calibration(labels, raw).probabilities(np.array([[0.4, 0.6]]))
     assert 0.6 < calibrated[0, 1] < 0.95
