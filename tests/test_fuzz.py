@@ -272,7 +272,9 @@ class Meanwhile:
         (signal.SIGSEGV, 60, "crash", "the decoder died of SIGSEGV"),
         (signal.SIGABRT, 60, "crash", "the decoder died of SIGABRT"),
         # A busy machine needs some seconds to start a child.
-        (signal.SIGSTOP, 8, "timeout", "no answer within --timeout-s 8"),
+        pytest.param(
+            *(signal.SIGSTOP, 8, "timeout", "no answer within --timeout-s 8"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_file_that_kills_its_decoder_each_time(

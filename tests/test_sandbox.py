@@ -124,7 +124,9 @@ def test_a_child_killed_between_files_costs_nothing(clip: str, sandbox: Counting
     assert len(sandbox.pids) == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGSEGV, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)]
+)
 def test_a_file_is_not_blamed_for_one_lost_child(number: signal.Signals, clip: str) -> None:
     def harm(pid: int, start: int) -> None:
         if start == 1:

@@ -517,6 +517,7 @@ def extracted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bucket
     yield bucket, said
 
 
+@pytest.mark.slow
 def test_extraction_from_a_bucket_into_a_bucket(extracted: tuple[Bucket, list[str]]) -> None:
     bucket, said = extracted
     rows = FeatureStore(bucket.uri("features")).read(["video_id", "outcome", "path"]).to_pylist()
@@ -529,6 +530,7 @@ def test_extraction_from_a_bucket_into_a_bucket(extracted: tuple[Bucket, list[st
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_no_credentials_are_left_anywhere(extracted: tuple[Bucket, list[str]]) -> None:
     bucket, said = extracted
     kept = "".join(said).encode() + b"".join(bucket.get(key) for key in bucket.names())
