@@ -11,7 +11,7 @@ from raypipe.console import resume_command
 from raypipe.errors import RunFailed, UserError
 from raypipe.failures import behind, is_disk_full, storage_words
 from raypipe.files import is_torn, remove_torn
-from raypipe.lease import only_writer
+from raypipe.lease import LOCK, only_writer
 from raypipe.reading import write_yaml
 from raypipe.storage import Place, StorageError
 
@@ -40,9 +40,6 @@ def new_run_folder(results: Place, name: str | None, *, kind: str = "tune") -> P
             f"--name {name}: {folder} exists; choose another name, or go on with it: {resume_command(folder)}"
         )
     return folder
-
-
-LOCK = ".lock"
 
 
 def is_blank(folder: Place) -> bool:

@@ -30,10 +30,10 @@ def only_writer(folder: Place, *, named: str, refuse: str) -> Iterator[Callable[
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(folder, RemotePath):
-            lease = Lease(folder / ".lock", refuse=f"{named}: {refuse}")
+            lease = Lease(folder / LOCK, refuse=f"{named}: {refuse}")
             lease.take()
         else:
-            lock = open(folder / ".lock", "w")  # noqa: SIM115 - held until the run ends
+            lock = open(folder / LOCK, "w")  # noqa: SIM115 - held until the run ends
     except OSError as error:
         raise UserError(f"{named}: cannot be written: {error.strerror or error}") from None
     if isinstance(folder, RemotePath):
@@ -48,6 +48,8 @@ def only_writer(folder: Place, *, named: str, refuse: str) -> Iterator[Callable[
         yield lambda: None
 
 
+LOCK = ".lock"
+"""The file, or in a bucket the folder, that says who writes."""
 BEAT_S = 5.0
 LEASE_S = 30.0
 """A writer that has given no sign of life for so long is taken for dead."""

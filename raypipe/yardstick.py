@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.errors import UserError
+from raypipe.outcomes import few
 from raypipe.splits import Splits
 from raypipe.trial import ClipSet
 
@@ -43,11 +44,10 @@ def refuse_not_finite(clips: ClipSet) -> None:
     """Raises UserError where features are not finite: no model can learn from them."""
     broken = np.flatnonzero(~np.isfinite(pooled(clips)).all(axis=1))
     if len(broken):
-        names = ", ".join(clips.video_ids[position] for position in broken[:3])
-        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        names = few([clips.video_ids[position] for position in broken])
         raise UserError(
-            f"the features of {names}{more} are not finite: the backbone gives numbers beyond float16's "
-            "range; leave them out, or extract with a backbone whose numbers are smaller"
+            f"the features of {names} are not finite: the backbone gives numbers beyond float16's range; "
+            "leave them out, or extract with a backbone whose numbers are smaller"
         )
 
 
